@@ -1,0 +1,1 @@
+"""Audiovisual synchronized data loader."""

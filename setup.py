@@ -1,0 +1,4 @@
+"""All settings are in setup.cfg."""
+from setuptools import setup
+
+setup()

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from types import TracebackType
+from typing import NamedTuple
 
+import av
+import av.container
+import av.error
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from avloader.errors import DecodeError
 
 __all__ = ["VideoReader"]
+
+# Decoders that leave out non-reference frames on demand without a trace in the other frames.
+_SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
+
+_CHEAPER_THAN_SEEK = 4  # frames before the next key frame that are decoded rather than left out by a seek
 
 
 class VideoReader:
@@ -20,6 +34,9 @@ class VideoReader:
         keyframe_pts: int64, sorted; pts of key frames from which decoding can start (`VideoInfo.keyframe_pts`).
         size: (height, width) to scale to, or None for the stored size.
         num_threads: Threads of the codec.
+
+    Raises:
+        DecodeError: If the medium cannot be opened.
     """
 
     def __init__(
@@ -31,7 +48,22 @@ class VideoReader:
         size: tuple[int, int] | None = None,
         num_threads: int = 1,
     ) -> None:
-        raise NotImplementedError
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ValueError(f"size must be (height, width) of at least 1 pixel, got {size!r}")
+        if num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+        self._path = path
+        self._stream_index = stream_index
+        self._keyframe_pts = np.asarray(keyframe_pts, dtype=np.int64)
+        self._size = size
+        self._num_threads = num_threads
+        self._reformatter = VideoReformatter()
+        self._container: av.container.InputContainer | None = None
+        self._closed = False
+        try:
+            self._open()
+        except _Failure as failure:
+            raise self._error(failure) from failure.__cause__
 
     def read(self, pts: Sequence[int], out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
         """The frames with these pts, as RGB.
@@ -46,14 +78,266 @@ class VideoReader:
         Raises:
             DecodeError: If a frame cannot be had; nothing is substituted.
         """
-        raise NotImplementedError
+        if self._closed:
+            raise ValueError(f"the reader of {self._path} is closed")
+        wanted = [int(stamp) for stamp in pts]
+        if any(after < before for before, after in zip(wanted, wanted[1:])):  # noqa: B905
+            raise ValueError(f"pts must not decrease, got {wanted}")
+        shape = (len(wanted), *self._shape, 3)
+        if out is None:
+            out = np.empty(shape, dtype=np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8:
+            raise ValueError(f"out must be uint8 of shape {shape}, got {out.dtype} of shape {out.shape}")
+        if not wanted:
+            return out
+        failure: _Failure | None = None
+        for start in self._starts(wanted[0]):
+            try:
+                self._go_to(start)
+                self._decode(wanted, out, start)
+                return out
+            except _Failure as found:
+                failure = found
+                self._position = None
+        assert failure is not None
+        raise self._error(failure) from failure.__cause__
 
     def close(self) -> None:
         """Close the file; calling it twice is harmless."""
-        raise NotImplementedError
+        self._closed = True
+        self._release()
 
     def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    # The file ---------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Open the file, or open it anew, at its start."""
+        self._release()
+        try:
+            self._container = container = av.open(self._path)
+            stream = container.streams[self._stream_index]
+        except (av.error.FFmpegError, OSError) as error:
+            raise _Failure(f"it cannot be opened ({error.strerror})") from error
+        except IndexError:
+            raise _Failure(f"it has no stream {self._stream_index}") from None
+        if not isinstance(stream, av.VideoStream) or stream.time_base is None:
+            raise _Failure(f"its stream {self._stream_index} is no picture")
+        context = stream.codec_context
+        context.thread_count = self._num_threads
+        if self._num_threads == 1:
+            context.thread_type = "NONE"
+        self._stream = stream
+        self._seconds_per_tick = Fraction(stream.time_base.numerator, stream.time_base.denominator)
+        rate = stream.average_rate
+        self._reach = int(_CHEAPER_THAN_SEEK / (rate * self._seconds_per_tick)) if rate else 0
+        self._can_skip = context.codec.name in _SKIPPING_CODECS
+        self._shape = self._size or (context.height, context.width)
+        self._is_fresh = True
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget everything about what was read so far."""
+        assert self._container is not None
+        self._packets = self._container.demux(self._stream)
+        self._held: av.Packet[av.VideoStream] | None = None  # the first packet to decode
+        self._ahead: deque[av.VideoFrame] = deque()  # decoded, but not taken
+        self._position: int | None = None  # pts of the last frame taken
+        self._newest: int | None = None  # pts of the last decoded frame
+        self._highest: int | None = None  # of all packets sent to the decoder
+        self._damage: int | None = None  # pts of the first damaged frame
+
+    def _release(self) -> None:
+        self._ahead = deque()
+        self._held = None
+        self._position = None
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def _error(self, failure: _Failure) -> DecodeError:
+        remedy = "Get an intact copy, or build the manifest again if the file changed"
+        return DecodeError(str(failure), path=self._path, remedy=remedy)
+
+    def _time(self, pts: int) -> str:
+        return f"{float(pts * self._seconds_per_tick):.3f} s (pts {pts})"
+
+    # Where to start ---------------------------------------------------------------------------------------------------
+
+    def _starts(self, first: int) -> Iterator[_Start]:
+        """Where to decode from to get the frame `first`: the cheapest place first, at last the start of the file."""
+        index = int(np.searchsorted(self._keyframe_pts, first, side="right")) - 1
+        near = int(self._keyframe_pts[index]) if index >= 0 else None
+        position = self._position
+        if position is not None and position < first and (near is None or near <= position + self._reach):
+            yield _Start(None, near, is_continued=True, may_skip=self._can_skip)
+        if near is not None:
+            if self._can_skip:
+                yield _Start(near, near, may_skip=True)
+            yield _Start(near, near)
+            for earlier in (index - 1, index - 3):
+                if earlier >= 0:
+                    yield _Start(int(self._keyframe_pts[earlier]), near)
+        yield _Start(None, near)
+
+    def _go_to(self, start: _Start) -> None:
+        """Make the next packet be the one at which `start` begins.
+
+        Raises:
+            _Failure: If it cannot be found.
+        """
+        if start.is_continued:
+            return
+        if start.key is None:
+            if not (self._is_fresh and self._container is not None):
+                self._open()
+            self._is_fresh = False
+            return
+        if self._container is None:
+            self._open()
+        self._is_fresh = False
+        margin = 0
+        while start.key - margin >= (self._stream.start_time or 0) - 1 or not margin:
+            if self._seek(start.key, margin):
+                return
+            margin = 2 * margin or max(1, int(1 / self._seconds_per_tick))
+        raise _Failure(f"the key frame at {self._time(start.key)} is missing")
+
+    def _seek(self, key: int, margin: int) -> bool:
+        """Seek `margin` ticks before the key frame and read up to it; False if the seek ended past it."""
+        assert self._container is not None
+        try:
+            # Most containers seek by dts, MPEG-TS by a guess: where it ended, only the packets tell.
+            self._container.seek(key - margin, stream=self._stream, backward=True)
+            self._restart()
+            for packet in self._packets:
+                if packet.is_keyframe and packet.size:
+                    stamp = _stamp(packet)
+                    if stamp == key:
+                        self._held = packet
+                        return True
+                    if stamp is not None and stamp > key:
+                        break
+        except (av.error.FFmpegError, OSError):
+            return False
+        return False
+
+    # Decoding ---------------------------------------------------------------------------------------------------------
+
+    def _decode(self, wanted: list[int], out: npt.NDArray[np.uint8], start: _Start) -> None:
+        """Fill `out` with frames, from the next packet on.
+
+        Raises:
+            _Failure: If a frame did not come, or came damaged, or may refer to a damaged one.
+        """
+        place, last, shown = 0, wanted[-1], set(wanted)
+        # Frames up to here may be referred to by the wanted ones: they must come out too, to show whether they are whole.
+        horizon = max(last, self._highest) if self._highest is not None else last
+        while place < len(wanted) or self._newest is None or self._newest < horizon:
+            if place < len(wanted) and self._ahead:
+                frame = self._ahead.popleft()
+                stamp = self._position = _frame_stamp(frame)
+                if stamp < wanted[place]:
+                    continue
+                if stamp > wanted[place]:
+                    raise _Failure(f"there is no frame at {self._time(wanted[place])}")
+                self._convert(frame, out[place])
+                first, place = place, place + 1
+                while place < len(wanted) and wanted[place] == stamp:
+                    out[place] = out[first]
+                    place += 1
+                continue
+            packet = self._next_packet()
+            if packet is None:
+                if place < len(wanted):
+                    raise _Failure(f"the file ends before the frame at {self._time(wanted[place])}")
+                self._position = None  # the decoder is drained: it cannot go on
+                break
+            stamp = _stamp(packet)
+            self._feed(packet, start, may_skip=stamp is not None and stamp < last and stamp not in shown)
+            if stamp is not None and stamp <= last and self._highest is not None:
+                horizon = max(horizon, self._highest)
+        if self._damage is not None and self._damage <= horizon:
+            raise _Failure(f"the picture is damaged at {self._time(self._damage)}")
+
+    def _next_packet(self) -> av.Packet[av.VideoStream] | None:
+        packet, self._held = self._held, None
+        try:
+            return packet if packet is not None else next(self._packets, None)
+        except (av.error.FFmpegError, OSError) as error:
+            raise _Failure(f"it cannot be read ({error.strerror})") from error
+
+    def _feed(self, packet: av.Packet[av.VideoStream], start: _Start, *, may_skip: bool) -> None:
+        """Send one packet to the decoder and keep the frames that it gives."""
+        stamp = _stamp(packet) if packet.size else None
+        # What lies before the key frame was decoded without its references, and nothing after it refers to it.
+        counts = stamp is not None and (start.near is None or stamp >= start.near)
+        self._stream.codec_context.skip_frame = "NONREF" if may_skip and start.may_skip else "DEFAULT"
+        try:
+            frames = packet.decode()
+        except (av.error.FFmpegError, OSError) as error:
+            if counts or stamp is None:
+                where = "" if stamp is None else f" at {self._time(stamp)}"
+                raise _Failure(f"the picture cannot be decoded{where} ({error.strerror})") from error
+            return
+        if stamp is not None and not packet.is_discard:
+            self._highest = stamp if self._highest is None else max(self._highest, stamp)
+            if packet.is_corrupt and counts:
+                self._note_damage(stamp)
+        for frame in frames:
+            self._newest = _frame_stamp(frame)
+            if frame.is_corrupt and (start.near is None or self._newest >= start.near):
+                self._note_damage(self._newest)
+            self._ahead.append(frame)
+
+    def _note_damage(self, pts: int) -> None:
+        self._damage = pts if self._damage is None else min(self._damage, pts)
+
+    def _convert(self, frame: av.VideoFrame, out: npt.NDArray[np.uint8]) -> None:
+        """Write `frame` as RGB to `out`, uint8 [shape=(H, W, 3)]."""
+        height, width = self._shape
+        if self._size is None:
+            if (frame.height, frame.width) != self._shape:
+                raise _Failure(f"the size of the picture changes to {frame.width} x {frame.height}")
+            picture = self._reformatter.reformat(frame, format="rgb24")
+        else:
+            picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR)
+        plane = picture.planes[0]
+        rows: npt.NDArray[np.uint8] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        out.reshape(height, 3 * width)[:] = rows[:height, : 3 * width]
+
+
+class _Start(NamedTuple):
+    """Where decoding begins.
+
+    Attributes:
+        key: pts of the key frame; None: the start of the file, or where the last call ended.
+        near: pts of the last key frame before the first wanted frame: damage before it is harmless.
+        is_continued: Whether to go on where the last call ended.
+        may_skip: Whether non-reference frames that are not wanted are left out.
+    """
+
+    key: int | None
+    near: int | None
+    is_continued: bool = False
+    may_skip: bool = False
+
+
+class _Failure(Exception):
+    """Frames did not come from one of the places to start from; its message says why."""
+
+
+def _stamp(packet: av.Packet[av.VideoStream]) -> int | None:
+    """The packet's pts; its dts where the container stores only that."""
+    return packet.pts if packet.pts is not None else packet.dts
+
+
+def _frame_stamp(frame: av.VideoFrame) -> int:
+    stamp = frame.pts if frame.pts is not None else frame.dts
+    if stamp is None:
+        raise _Failure("a frame has no time")
+    return stamp

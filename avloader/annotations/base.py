@@ -1,12 +1,14 @@
-"""What every annotation reader yields."""
+"""What every annotation reader yields, and what every reader needs to make it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-__all__ = ["Annotation", "BadAnnotation"]
+from avloader.timeline import parse_seconds
+
+__all__ = ["Annotation", "AnnotationFormat", "BadAnnotation", "LineError", "check_path", "interval", "number"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class BadAnnotation:
 
     Attributes:
         line: 1-based line where it stands.
-        code: Reason code: "bad_number", "empty_interval", "missing_field", "bad_line" ...
+        code: Reason code: "bad_number", "bad_time", "empty_interval", "missing_field" or "bad_line".
         message: One sentence naming the field, the value and what is allowed.
         text: The line as written, shortened to 200 characters.
     """
@@ -51,3 +53,63 @@ class BadAnnotation:
     code: str
     message: str
     text: str
+
+
+@dataclass(frozen=True)
+class AnnotationFormat:
+    """One format that `read_annotations` understands.
+
+    Attributes:
+        name: How ``--format`` names it.
+        description: One line for ``--help``.
+        read: Reads the file at a path, given a media template (None: `default_template`).
+        recognize: Whether the fields of a line, split at its commas, look like this format.
+        default_template: How its media are usually named; None where the file itself names them.
+        template_fields: What a media template may use.
+    """
+
+    name: str
+    description: str
+    read: Callable[[str, str | None], Iterator[Annotation | BadAnnotation]]
+    recognize: Callable[[list[str]], bool]
+    default_template: str | None = None
+    template_fields: tuple[str, ...] = ()
+
+
+class LineError(Exception):
+    """Why one line cannot become an annotation; the readers turn it into a `BadAnnotation`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def number(name: str, value: object) -> Fraction:
+    """An exact finite number from a field."""
+    try:
+        return parse_seconds(value)
+    except ValueError as error:
+        raise LineError("bad_number", f"{name}: {_shorten(str(error))}") from None
+
+
+def interval(start: Fraction | None, end: Fraction | None) -> tuple[Fraction | None, Fraction | None]:
+    """The same interval, if it begins at or after 0 and ends after it begins."""
+    for name, value in (("start", start), ("end", end)):
+        if value is not None and value < 0:
+            raise LineError("bad_time", f"{name} must be at least 0 s, got {float(value):g}")
+    if end is not None and end <= (start or 0):
+        raise LineError("empty_interval", f"end ({float(end):g} s) must lie after start ({float(start or 0):g} s)")
+    return start, end
+
+
+def check_path(name: str, path: str) -> str:
+    """The same path, if a file can have it."""
+    if not path.strip():
+        raise LineError("missing_field", f"{name} is empty, it must name a file")
+    if "\0" in path:
+        raise LineError("bad_line", f"{name} holds a NUL character, which no file name can")
+    return path
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:120]} ... {text[-60:]}"

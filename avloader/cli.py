@@ -1,0 +1,510 @@
+"""The command line: ``avloader demo | manifest | inspect | check | preview``.
+
+Exit codes: 0 done; 1 a check failed, or `--strict` found a rejected row; 2 an error, told in one line on standard
+error; 130 stopped by Ctrl-C. Heavy modules are imported by the commands that need them, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from avloader.errors import AVLoaderError
+
+if TYPE_CHECKING:
+    from avloader.media import AudioInfo, MediaInfo, VideoInfo
+
+__all__ = ["main"]
+
+OK, FAILED, ERROR, INTERRUPTED = 0, 1, 2, 130
+
+_FORMATS = "auto, csv, jsonl, vggsound, audioset, avspeech, kinetics"  # spelled out: the readers import numpy
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit code. Only ``--help`` and unusable arguments raise `SystemExit`, as argparse does.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has seen enough; nothing is left to flush to at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print("avloader: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except (AVLoaderError, OSError, TypeError, ValueError) as error:
+        # On one line, whatever a file name holds: an error is one record of a log.
+        print(f"avloader {arguments.command}: error: {_one_line(_message(error))}", file=sys.stderr)
+        return ERROR
+    except ModuleNotFoundError as error:
+        print(
+            f"avloader {arguments.command}: error: this command needs the package {error.name!r}, which is not "
+            "installed (there are wheels of DALI for Linux only).",
+            file=sys.stderr,
+        )
+        return ERROR
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a wrong argument in one line instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ERROR, f"{self.prog}: error: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="avloader",
+        description="Batches of spectrograms and frames, provably in sync, from videos and a table of clips.",
+        epilog=_examples(
+            "avloader demo",
+            "avloader manifest clips.csv --media-root videos --output manifests/train",
+            "avloader preview manifests/train --output preview.png",
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "run the main job end to end on a bundled real clip",
+        "Writes annotations, a manifest and a picture of one clip, iterates batches, checks them against a plain "
+        "linear decode, and prints what was delivered and how fast.",
+        "avloader demo",
+        "avloader demo --device cpu --output /tmp/demo --json",
+    )
+    demo.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or gpu (default: auto)")
+    demo.add_argument("--output", default="demo", metavar="DIR", help="folder to write (default: demo)")
+
+    manifest = _command(
+        commands,
+        "manifest",
+        _manifest,
+        "resolve annotations on their media and write a manifest",
+        "Reads headers and packets of the media, never decodes. Every annotation ends in the manifest or, with a "
+        "reason, in its rejected.csv. Exit code 0 if any row was kept.",
+        "avloader manifest clips.csv --media-root videos --output manifests/train",
+        "avloader manifest vggsound.csv --format vggsound --media-root vgg --output manifests/vgg --workers 8",
+        "avloader manifest clips.csv --media-root videos --output manifests/train --strict --json",
+    )
+    manifest.add_argument("annotations", metavar="ANNOTATIONS", help="table of clips, for example path,start,end,label")
+    manifest.add_argument("--media-root", required=True, metavar="DIR", help="folder that media paths start from")
+    manifest.add_argument("--output", required=True, metavar="DIR", help="manifest folder to write")
+    manifest.add_argument("--format", default="auto", metavar="NAME", help=f"{_FORMATS} (default: auto)")
+    manifest.add_argument("--media-template", metavar="TEXT", help='media path from fields, as "{id}_{start:06d}.mp4"')
+    manifest.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes that read media (default: one a core)"
+    )
+    manifest.add_argument("--strict", action="store_true", help="exit with 1 if any row was rejected")
+
+    inspect = _command(
+        commands,
+        "inspect",
+        _inspect,
+        "facts of one medium, and what each engine can do with it",
+        "Streams, starts, rates, constant or variable frame rate, key frames, holes in the sound; which engine can "
+        "take the file, and why not. Never decodes.",
+        "avloader inspect video.mp4",
+        "avloader inspect video.mp4 --json",
+    )
+    inspect.add_argument("file", metavar="FILE", help="a video or sound file")
+
+    check = _command(
+        commands,
+        "check",
+        _check,
+        "are the media unchanged, does a linear decode agree",
+        "Compares every medium with what the manifest recorded, and N rows with a plain linear decode of their whole "
+        "files. Exit code 1 if anything disagrees.",
+        "avloader check manifests/train",
+        "avloader check manifests/train --sample 100 --json",
+    )
+    check.add_argument("manifest", metavar="MANIFEST", help="a manifest folder")
+    check.add_argument("--sample", type=_count, default=8, metavar="N", help="rows to decode, 0 for none (default: 8)")
+
+    preview = _command(
+        commands,
+        "preview",
+        _preview,
+        "a picture of one clip: frames over the spectrogram",
+        "Draws the frames of a row as a film strip over the log-mel spectrogram of its sound, on one time axis. The "
+        "left edge of each thumbnail stands at the time at which its frame is shown.",
+        "avloader preview manifests/train --output preview.png",
+        "avloader preview manifests/train --output row7.png --row 7 --frames 12 --stride 2 --width 2400",
+    )
+    preview.add_argument("manifest", metavar="MANIFEST", help="a manifest folder")
+    preview.add_argument("--output", required=True, metavar="PNG", help="picture to write")
+    preview.add_argument("--row", type=_count, default=0, metavar="N", help="manifest row (default: 0)")
+    preview.add_argument("--frames", type=_positive, default=16, metavar="N", help="frames to show (default: 16)")
+    preview.add_argument(
+        "--stride", type=_positive, default=1, metavar="N", help="source frames from one to the next (default: 1)"
+    )
+    preview.add_argument("--width", type=_positive, default=1600, metavar="PIXELS", help="600 to 8000 (default: 1600)")
+    preview.add_argument("--height", type=_positive, metavar="PIXELS", help="400 to 8000 (default: as the frames need)")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Any, summary: str, description: str, *examples: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=_examples(*examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: reading package metadata is slow."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"avloader {version('avloader')}")
+        parser.exit(OK)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from avloader.demo import run_demo
+
+    report = run_demo(arguments.output, device=arguments.device, say=_quiet if arguments.json else print)
+    if arguments.json:
+        _print_json(report.to_json())
+        return OK if report.failures == 0 else FAILED
+    print()
+    _print_table(("field", "shape and type", "first clip"), report.fields)
+    print()
+    _print_pairs(report.facts)
+    return OK if report.failures == 0 else FAILED
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from avloader.manifest import build_manifest
+
+    manifest = build_manifest(
+        arguments.annotations,
+        media_root=arguments.media_root,
+        output=arguments.output,
+        format=arguments.format,
+        media_template=arguments.media_template,
+        num_workers=arguments.workers,
+    )
+    rejected = manifest.rejected()
+    reasons = Counter(row["code"] for row in rejected).most_common()
+    if arguments.json:
+        _print_json(
+            {
+                "manifest": manifest.path,
+                "kept": len(manifest),
+                "rejected": len(rejected),
+                "reasons": dict(reasons),
+                "media": manifest.num_media,
+                "labels": len(manifest.labels),
+                "fingerprint": manifest.fingerprint,
+            }
+        )
+    else:
+        firsts = {row["code"]: f"line {row['line']}: {row['message']}" for row in reversed(rejected)}
+        rows = [
+            (
+                "kept",
+                f"{len(manifest)}",
+                f"{_plural(manifest.num_media, 'medium', 'media')}, {_plural(len(manifest.labels), 'label')}",
+            )
+        ]
+        rows += [(code, f"{count}", firsts[code]) for code, count in reasons]
+        _print_table(("", "rows", "first reason"), rows)
+        print(f"\nmanifest: {manifest.path}")
+        if rejected:
+            print(f"rejected: {Path(manifest.path, 'rejected.csv')}")
+        print(f"next:     avloader preview {shlex.quote(manifest.path)} --output preview.png")
+    return FAILED if arguments.strict and rejected else OK
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from avloader.media import probe
+
+    info = probe(arguments.file)
+    if arguments.json:
+        _print_json(_media_json(info))
+        return OK
+    pairs = [
+        ("file", info.path),
+        (
+            "container",
+            f"{info.container}, {info.size:,} bytes, media time 0 is {float(info.origin):.6f} s on its clocks",
+        ),
+    ]
+    pairs += _video_facts(info.video) if info.video else [("picture", "none")]
+    pairs += _audio_facts(info.audio) if info.audio else [("sound", "none")]
+    for name, reason in _engines(info).items():
+        pairs.append((f"{name} engine", "no: " + reason if reason else "yes"))
+    _print_pairs(pairs)
+    return OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from avloader.check import check_manifest
+    from avloader.manifest import Manifest
+
+    manifest = Manifest.open(arguments.manifest, check_media=False)
+    with _busy(f"decoding media of {_plural(min(arguments.sample, len(manifest)), 'row')}"):
+        findings = check_manifest(manifest, sample=arguments.sample)
+    decoded = min(arguments.sample, len(manifest))
+    if arguments.json:
+        listed = [{"row": each.row, "path": each.path, "what": each.what, "remedy": each.remedy} for each in findings]
+        _print_json(
+            {
+                "manifest": manifest.path,
+                "rows": len(manifest),
+                "media": manifest.num_media,
+                "sample": decoded,
+                "findings": listed,
+            }
+        )
+    elif findings:
+        rows = [(str("" if each.row is None else each.row), each.path, each.what, each.remedy) for each in findings]
+        _print_table(("row", "file", "what", "remedy"), rows)
+        print(f"\n{_plural(len(findings), 'finding')} in {manifest.path}")
+    else:
+        media = _plural(manifest.num_media, "medium", "media")
+        print(f"{manifest.path}: all well. {_plural(len(manifest), 'row')}; {media} unchanged; ", end="")
+        print(f"{_plural(decoded, 'row')} compared with a linear decode")
+    return FAILED if findings else OK
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    from avloader import preview
+    from avloader.manifest import Manifest
+
+    manifest = Manifest.open(arguments.manifest)
+    with _busy("drawing"):
+        clip = preview.read_clip(manifest, arguments.row, num_frames=arguments.frames, stride=arguments.stride)
+        preview.save(preview.draw_clip(clip, width=arguments.width, height=arguments.height), arguments.output)
+    if arguments.json:
+        _print_json(
+            {
+                "picture": arguments.output,
+                "row": arguments.row,
+                "frame_seconds": clip.frame_seconds.tolist(),
+                "audio_start_seconds": clip.audio_start_seconds,
+            }
+        )
+    else:
+        print(
+            f"{arguments.output}: row {arguments.row}, {_plural(len(clip.frames), 'frame')} from "
+            f"{clip.frame_seconds[0]:.3f} s to {clip.stop_seconds:.3f} s"
+        )
+    return OK
+
+
+def _video_facts(video: VideoInfo) -> list[tuple[str, str]]:
+    times = video.times
+    rate = (
+        f"constant {_rate(video.frame_rate)}"
+        if video.frame_rate
+        else f"variable, {_rate(video.average_rate)} on average"
+    )
+    turned = f", shown turned by {video.rotation}°" if video.rotation else ""
+    lengths = _group_lengths(video)
+    shortest, longest = min(lengths, default=0), max(lengths, default=0)
+    groups = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+    return [
+        ("picture", f"{video.codec} {video.pixel_format}, {video.width}x{video.height}{turned}"),
+        ("frames", f"{len(times):,} at {rate} frames/s (from {video.times_from})"),
+        ("shown", f"{float(times.start_seconds):.6f} s to {float(times.stop_seconds):.6f} s"),
+        ("key frames", f"{len(video.keyframe_pts):,}, {groups} frames each"),
+    ]
+
+
+def _audio_facts(audio: AudioInfo) -> list[tuple[str, str]]:
+    facts = [
+        ("sound", f"{audio.codec}, {audio.sample_rate} Hz, {_plural(audio.num_channels, 'channel')}"),
+        (
+            "heard",
+            f"{float(audio.start_seconds):.6f} s to {float(audio.stop_seconds):.6f} s ({audio.num_samples:,} samples)",
+        ),
+    ]
+    for start, stop in audio.gaps:
+        first, last = (float(audio.start_seconds + Fraction(sample, audio.sample_rate)) for sample in (start, stop))
+        facts.append(("hole", f"{first:.6f} s to {last:.6f} s"))
+    return facts
+
+
+def _group_lengths(video: VideoInfo) -> list[int]:
+    """Frames from each key frame to the next, and from the last to the end."""
+    starts = [video.times.first_frame_from(video.times.pts_to_media_time(int(pts))) for pts in video.keyframe_pts]
+    return [stop - start for start, stop in zip(starts, [*starts[1:], len(video.times)], strict=True)]
+
+
+def _engines(info: MediaInfo) -> dict[str, str]:
+    """Why each engine cannot deliver clips of this medium; "" if it can."""
+    missing = (
+        "no picture"
+        if info.video is None
+        else "no sound; name a side-car file in audio_path"
+        if info.audio is None
+        else ""
+    )
+    return {"NVDEC": info.nvdec_reason or missing, "CPU": missing}
+
+
+def _media_json(info: MediaInfo) -> dict[str, Any]:
+    video, audio = info.video, info.audio
+    return {
+        "path": info.path,
+        "size": info.size,
+        "container": info.container,
+        "origin_seconds": float(info.origin),
+        "video": video
+        and {
+            "codec": video.codec,
+            "pixel_format": video.pixel_format,
+            "width": video.width,
+            "height": video.height,
+            "rotation": video.rotation,
+            "num_frames": len(video.times),
+            "frame_rate": video.frame_rate and str(video.frame_rate),
+            "average_rate": str(video.average_rate),
+            "time_base": str(video.times.time_base),
+            "start_seconds": float(video.times.start_seconds),
+            "stop_seconds": float(video.times.stop_seconds),
+            "num_keyframes": len(video.keyframe_pts),
+            "longest_group": max(_group_lengths(video), default=0),
+            "times_from": video.times_from,
+        },
+        "audio": audio
+        and {
+            "codec": audio.codec,
+            "sample_rate": audio.sample_rate,
+            "num_channels": audio.num_channels,
+            "num_samples": audio.num_samples,
+            "start_seconds": float(audio.start_seconds),
+            "stop_seconds": float(audio.stop_seconds),
+            "gaps": [list(gap) for gap in audio.gaps],
+        },
+        "engines": {name.lower(): {"usable": not reason, "reason": reason} for name, reason in _engines(info).items()},
+    }
+
+
+@contextlib.contextmanager
+def _busy(what: str) -> Iterator[None]:
+    """Show on standard error that something is going on, if a person is looking."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A drawn table on a terminal; elsewhere plain columns, whole and without control characters."""
+    if sys.stdout.isatty():
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        for index, name in enumerate(header):
+            table.add_column(name, style="bold cyan" if index == 0 else "", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+        return
+    lines = [list(header), *(list(row) for row in rows)] if any(header) else [list(row) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Names and values, the names in one column."""
+    width = max(len(name) for name, _ in pairs) + 2
+    bold, plain = ("\x1b[1;36m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    for name, value in pairs:
+        print(f"{bold}{name.ljust(width)}{plain}{value}")
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _quiet(_: str) -> None:
+    """Say nothing: standard output belongs to the JSON object."""
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["examples:", *(f"  {line}" for line in lines)])
+
+
+def _positive(text: str) -> int:
+    return _integer(text, 1)
+
+
+def _count(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {least}")
+    return number
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _rate(rate: Fraction) -> str:
+    return str(rate) if rate.denominator == 1 else f"{float(rate):.3f} ({rate})"
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}."
+    return str(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""Sample tables of mp4 and mov files: what the header states about every frame, without reading the frames.
+
+Terms of ISO/IEC 14496-12: a file is a tree of *boxes*; ``moov`` holds the header; a *track* is a stream; a *sample* of a
+track is one packet; the *edit list* maps a track's own clock to the movie's.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Movie", "Track", "read_movie"]
+
+_Int64 = npt.NDArray[np.int64]
+
+_ROTATIONS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 270, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 90}
+_MAX_HEADER_BYTES = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One track; samples are in decoding order.
+
+    Attributes:
+        track_id: The id, FFmpeg's `stream.id`.
+        timescale: Ticks per second.
+        num_samples: Number of samples.
+        stts: int64 [shape=(n, 2)], runs of (number of samples, duration in ticks).
+        ctts: int64 [shape=(n, 2)], runs of (number of samples, presentation minus decoding time), or None.
+        stss: int64 [shape=(n,)], indices of the key frames, or None if all are.
+        offset: Ticks to add to `composition` for the pts: minus the start of the edit, plus a late start.
+        edit: Half-open range of `composition` that is shown.
+        sample_size: Bytes of every sample, int64 [shape=(num_samples,)]; one entry if all have the same size.
+        chunk_offset: int64, the chunks' places in the file.
+        stsc: int64 [shape=(n, 3)], runs of chunks: first chunk (from 1), samples in each, description.
+    """
+
+    track_id: int
+    timescale: int
+    num_samples: int
+    stts: _Int64
+    ctts: _Int64 | None
+    stss: _Int64 | None
+    offset: int
+    edit: tuple[int, int]
+    sample_size: _Int64
+    chunk_offset: _Int64
+    stsc: _Int64
+
+    @functools.cached_property
+    def composition(self) -> _Int64:
+        """Presentation time of every sample in ticks of the track's own clock, int64 [shape=(num_samples,)]."""
+        durations = np.repeat(self.stts[:, 1], self.stts[:, 0])
+        times = np.cumsum(durations) - durations
+        return times if self.ctts is None else times + np.repeat(self.ctts[:, 1], self.ctts[:, 0])
+
+    @functools.cached_property
+    def is_shown(self) -> npt.NDArray[np.bool_]:
+        """Whether the edit list shows a sample, bool [shape=(num_samples,)]."""
+        return (self.composition >= self.edit[0]) & (self.composition < self.edit[1])
+
+    @functools.cached_property
+    def is_key(self) -> npt.NDArray[np.bool_]:
+        """Whether a sample is a key frame, bool [shape=(num_samples,)]."""
+        if self.stss is None:
+            return np.ones(self.num_samples, dtype=np.bool_)
+        key = np.zeros(self.num_samples, dtype=np.bool_)
+        key[self.stss] = True
+        return key
+
+    def positions(self, samples: _Int64) -> _Int64:
+        """Where samples (of different sizes) lie in the file, int64 [shape=(n, 2)]: first byte and number of bytes."""
+        first_chunk = self.stsc[:, 0] - 1
+        per_chunk = np.repeat(self.stsc[:, 1], np.diff(np.append(first_chunk, len(self.chunk_offset))))
+        first_sample = np.cumsum(per_chunk) - per_chunk
+        chunk = np.searchsorted(first_sample, samples, side="right") - 1
+        before = np.cumsum(self.sample_size) - self.sample_size
+        begin = self.chunk_offset[chunk] + before[samples] - before[first_sample[chunk]]
+        return np.stack([begin, self.sample_size[samples]], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Movie:
+    """A file's header.
+
+    Attributes:
+        is_fragmented: Whether samples are described outside the header as well.
+        tracks: By id; only those that are described completely and in a way this reader knows.
+        rotations: By track id: degrees to turn the picture counter-clockwise for display.
+        missing_bytes: How far the file is shorter than its boxes say.
+    """
+
+    is_fragmented: bool
+    tracks: dict[int, Track]
+    rotations: dict[int, int]
+    missing_bytes: int
+
+
+def read_movie(path: str) -> Movie | None:
+    """The header of an mp4 or mov file, or None if there is none.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    size = os.path.getsize(path)
+    header = b""
+    is_fragmented = False
+    missing = 0
+    with open(path, "rb", buffering=0) as file:
+        for kind, begin, end in _file_boxes(file, size):
+            if kind in (b"moov", b"mdat", b"moof"):
+                missing = max(missing, end - size)
+            if kind == b"moov" and end <= size and end - begin <= _MAX_HEADER_BYTES:
+                file.seek(begin)
+                header = file.read(end - begin)
+            is_fragmented |= kind == b"moof"
+    if not header:
+        return Movie(is_fragmented, {}, {}, missing) if missing else None
+    timescale = 0
+    tracks: dict[int, Track] = {}
+    rotations: dict[int, int] = {}
+    for kind, box in _boxes(header):
+        if kind == b"mvhd":
+            timescale = _u32(box, 20 if box[0] else 12)
+        elif kind == b"mvex":
+            is_fragmented = True
+    for kind, box in _boxes(header):
+        if kind != b"trak":
+            continue
+        parts = dict(_boxes(box))
+        if b"tkhd" not in parts:
+            continue
+        track_id, rotation = _track_header(parts[b"tkhd"])
+        rotations[track_id] = rotation
+        try:
+            track = _track(parts, track_id, timescale)
+        except (KeyError, IndexError, ValueError, struct.error):
+            continue  # incomplete or unknown: whoever asks must look at the packets
+        if track is not None:
+            tracks[track_id] = track
+    return Movie(is_fragmented, tracks, rotations, missing)
+
+
+def _file_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, first byte of the content, end) of the boxes at the top level."""
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        head = file.read(16)
+        length, kind = struct.unpack_from(">I4s", head)
+        content = position + 8
+        if length == 1 and len(head) == 16:
+            length, content = struct.unpack_from(">Q", head, 8)[0], position + 16
+        elif length == 0:
+            length = size - position
+        if length < content - position:
+            return  # rubbish after the last box
+        yield kind, content, position + length
+        position += length
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(kind, content) of the boxes inside a box."""
+    position = 0
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        content = position + 8
+        if length == 1 and position + 16 <= len(data):
+            length, content = struct.unpack_from(">Q", data, position + 8)[0], position + 16
+        if length < content - position or position + length > len(data):
+            return
+        yield kind, data[content : position + length]
+        position += length
+
+
+def _u32(data: bytes, position: int) -> int:
+    return int(struct.unpack_from(">I", data, position)[0])
+
+
+def _table(box: bytes, columns: int, head: int = 4, kind: str = ">i4") -> _Int64:
+    """The rows that follow an entry count at `head`, int64 [shape=(n, columns)]."""
+    count = _u32(box, head)
+    values = np.frombuffer(box, dtype=kind, count=count * columns, offset=head + 4)
+    return values.astype(np.int64).reshape(count, columns)
+
+
+def _track_header(box: bytes) -> tuple[int, int]:
+    """Track id and rotation."""
+    track_id = _u32(box, 20 if box[0] else 12)
+    matrix = struct.unpack_from(">9i", box, 52 if box[0] else 40)
+    quarter = tuple(value / 65536 for value in (matrix[0], matrix[1], matrix[3], matrix[4]))
+    return track_id, _ROTATIONS.get(quarter, 0)  # type: ignore[arg-type]
+
+
+def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Track | None:
+    media = dict(_boxes(parts[b"mdia"]))
+    tables = dict(_boxes(dict(_boxes(media[b"minf"]))[b"stbl"]))
+    timescale = _u32(media[b"mdhd"], 20 if media[b"mdhd"][0] else 12)
+    same_size, num_samples = _u32(tables[b"stsz"], 4), _u32(tables[b"stsz"], 8)
+    stts = _table(tables[b"stts"], 2)
+    ctts = _table(tables[b"ctts"], 2) if b"ctts" in tables else None
+    edit = _edit(dict(_boxes(parts.get(b"edts", b""))).get(b"elst"), timescale, movie_timescale)
+    if edit is None or not num_samples or (stts < 0).any() or stts[:, 0].sum() != num_samples:
+        return None
+    if ctts is not None and ((ctts[:, 0] < 0).any() or ctts[:, 0].sum() != num_samples):
+        return None
+    stss = _table(tables[b"stss"], 1)[:, 0] - 1 if b"stss" in tables else None
+    if stss is not None and len(stss) and not 0 <= stss.min() <= stss.max() < num_samples:
+        return None
+    if b"stco" in tables:
+        chunk_offset = _table(tables[b"stco"], 1, kind=">u4")[:, 0]
+    else:
+        chunk_offset = _table(tables[b"co64"], 1, kind=">i8")[:, 0]
+    return Track(
+        track_id=track_id,
+        timescale=timescale,
+        num_samples=num_samples,
+        stts=stts,
+        ctts=ctts,
+        stss=stss,
+        offset=edit[0],
+        edit=edit[1:],
+        sample_size=np.array([same_size]) if same_size else _table(tables[b"stsz"], 1, head=8)[:, 0],
+        chunk_offset=chunk_offset,
+        stsc=_table(tables[b"stsc"], 3),
+    )
+
+
+def _edit(box: bytes | None, timescale: int, movie_timescale: int) -> tuple[int, int, int] | None:
+    """Offset to the pts, and the range that is shown, in ticks of the track; None if it is more than one plain cut."""
+    if box is None:
+        return 0, -(2**62), 2**62
+    long = box[0] == 1
+    entry = struct.Struct(">QqI" if long else ">IiI")
+    late = 0
+    found: tuple[int, int, int] | None = None
+    for index in range(_u32(box, 4)):
+        duration, start, rate = entry.unpack_from(box, 8 + index * entry.size)
+        ticks = (2 * duration * timescale + movie_timescale) // (2 * movie_timescale)
+        if start == -1 and found is None:
+            late += ticks
+        elif start < 0 or found is not None or rate != 0x10000 or not duration:
+            return None
+        else:
+            found = late - start, start, start + ticks
+    return found

@@ -1,0 +1,85 @@
+"""Dataclasses as Arrow values and back, driven by their type hints, so that a new field needs no code here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = ["arrow_schema", "decode", "encode"]
+
+T = TypeVar("T")
+
+_PLAIN: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    bool: pa.bool_(),
+    Fraction: pa.string(),
+    tuple[tuple[int, int], ...]: pa.list_(pa.list_(pa.int64())),
+}
+
+
+def arrow_schema(record: type) -> pa.Schema:
+    """The columns of a table that holds one `record` a row.
+
+    A nested dataclass becomes a struct, a `Fraction` text ("30000/1001"), an array of integers a list; fields that may
+    be None are nullable.
+    """
+    return pa.schema(_fields(record))
+
+
+def encode(value: Any) -> Any:
+    """A dataclass (or a field of one) as what pyarrow builds columns from."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return str(value) if isinstance(value, Fraction) else value
+
+
+def decode(record: type[T], values: pa.StructScalar) -> T:
+    """The dataclass that `encode` made `values` from; arrays are read-only."""
+    return record(**{name: _decode(hint, values[name]) for name, hint, _ in _hints(typing.cast(type, record))})
+
+
+def _fields(record: type) -> list[pa.Field]:
+    return [pa.field(name, _arrow_type(hint), nullable=nullable) for name, hint, nullable in _hints(record)]
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    if dataclasses.is_dataclass(hint):
+        return pa.struct(_fields(typing.cast(type, hint)))
+    if typing.get_origin(hint) is np.ndarray:
+        return pa.list_(pa.int64())
+    return _PLAIN[hint]
+
+
+def _decode(hint: Any, value: pa.Scalar) -> Any:
+    if not value.is_valid:
+        return None
+    if hint in (str, int, bool):
+        return value.as_py()
+    if dataclasses.is_dataclass(hint):
+        return decode(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is np.ndarray:
+        array = value.values.to_numpy(zero_copy_only=False)
+        array.flags.writeable = False
+        return array
+    if hint is Fraction:
+        return Fraction(value.as_py())
+    return tuple(tuple(pair) for pair in value.as_py())
+
+
+@functools.cache
+def _hints(record: type) -> list[tuple[str, Any, bool]]:
+    """Name, type without None, and whether it may be None, of every field."""
+    result = []
+    for name, hint in typing.get_type_hints(record).items():
+        parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+        (plain,) = (part for part in parts if part is not types.NoneType)
+        result.append((name, plain, len(parts) > 1))
+    return result

@@ -1,0 +1,273 @@
+"""The files of a manifest: their columns, and the one writer that makes them all from the same records."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avloader import records
+from avloader.annotations import Annotation, BadAnnotation
+from avloader.errors import ManifestError
+from avloader.media import AudioInfo, MediaInfo, VideoInfo
+from avloader.timeline import FrameTimes, round_half_up, seconds_to_samples, seconds_to_text
+
+__all__ = [
+    "MEDIA_PER_CHUNK",
+    "ROWS_PER_CHUNK",
+    "SCHEMA_VERSION",
+    "TABLES",
+    "Resolved",
+    "TableWriter",
+    "end_of_frame",
+    "file_digest",
+]
+
+SCHEMA_VERSION = 1
+
+TABLES = ("media.parquet", "clips.parquet")
+_TEXTS = ("file_list.txt", "audio_offsets.csv", "rejected.csv")
+ROWS_PER_CHUNK = 65536
+MEDIA_PER_CHUNK = 2048
+_INTEGER_COLUMNS = (
+    "media_id",
+    "audio_id",
+    "first_frame",
+    "stop_frame",
+    "first_pts",
+    "audio_start_sample",
+    "audio_num_samples",
+    "label",
+    "av_offset_ns",
+    "line",
+)
+_CLIPS_SCHEMA = pa.schema(
+    [pa.field(name, pa.int64(), nullable=False) for name in _INTEGER_COLUMNS]
+    + [pa.field("id", pa.string()), pa.field("extra", pa.map_(pa.string(), pa.string()), nullable=False)]
+)
+# Derived, so that nobody has to read the tables of frame times to learn which media have one.
+_MEDIA_SCHEMA = records.arrow_schema(MediaInfo).append(pa.field("constant_times", pa.bool_()))
+_OFFSETS_HEADER = ("row", "path", "start_sample", "num_samples", "sample_rate", "start_seconds", "duration_seconds")
+_REJECTED_HEADER = ("line", "path", "start", "end", "label", "code", "message")
+_WHITE_SPACE = re.compile(r"[ \t\n\v\f\r]")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An annotation with its media: everything that is written about a row comes from here.
+
+    Attributes:
+        annotation: As the annotation file states it.
+        medium: The medium of the picture.
+        video: Its picture.
+        sound: The medium of the sound.
+        audio: Its sound.
+        first_frame, stop_frame: The frames [first_frame, stop_frame) of the picture.
+    """
+
+    annotation: Annotation
+    medium: MediaInfo
+    video: VideoInfo
+    sound: MediaInfo
+    audio: AudioInfo
+    first_frame: int
+    stop_frame: int
+
+
+class TableWriter:
+    """Writes the tables side by side, chunk by chunk.
+
+    Args:
+        folder: Where to write.
+        output: Where the folder will stand in the end.
+        labels: Names of the classes.
+        label_ids: Class id of every label.
+    """
+
+    def __init__(self, folder: str, output: str, labels: list[str], label_ids: dict[str, int]) -> None:
+        self._folder = folder
+        self._output = output
+        self._labels = labels
+        self._label_ids = label_ids
+        self._media_ids: dict[str, int] = {}
+        self._media: list[MediaInfo] = []
+        self._list_paths: dict[str, str] = {}
+        self._columns: dict[str, list[Any]] = {name: [] for name in _CLIPS_SCHEMA.names}
+        self._num_rows = 0
+        self._reasons: Counter[str] = Counter()
+        self._first_rejection = ""
+        self._hashers = {name: hashlib.sha256() for name in _INTEGER_COLUMNS if name != "line"}
+        self._files = ExitStack()
+
+    def __enter__(self) -> TableWriter:
+        self._clips = self._files.enter_context(pq.ParquetWriter(self._path("clips.parquet"), _CLIPS_SCHEMA))
+        open_text = functools.partial(open, mode="w", encoding="utf-8", errors="backslashreplace", newline="")
+        self._file_list = self._files.enter_context(open_text(self._path("file_list.txt")))
+        self._offsets = csv.writer(self._files.enter_context(open_text(self._path("audio_offsets.csv"))))
+        self._rejected = csv.writer(self._files.enter_context(open_text(self._path("rejected.csv"))))
+        self._offsets.writerow(_OFFSETS_HEADER)
+        self._rejected.writerow(_REJECTED_HEADER)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def keep(self, resolved: Resolved) -> None:
+        """Write a row."""
+        annotation, times = resolved.annotation, resolved.video.times
+        first, stop, audio = resolved.first_frame, resolved.stop_frame, resolved.audio
+        offset_ns = round_half_up(annotation.av_offset * 10**9)
+        start = times.seconds(first) - Fraction(offset_ns, 10**9)
+        duration = end_of_frame(times, stop - 1) - times.seconds(first)
+        start_sample = seconds_to_samples(start - audio.start_seconds, audio.sample_rate)
+        num_samples = seconds_to_samples(duration, audio.sample_rate)
+        record = {
+            "media_id": self._media_id(resolved.medium),
+            "audio_id": self._media_id(resolved.sound),
+            "first_frame": first,
+            "stop_frame": stop,
+            "first_pts": times.pts(first),
+            "audio_start_sample": start_sample,
+            "audio_num_samples": num_samples,
+            "label": self._label_ids[annotation.label],
+            "av_offset_ns": offset_ns,
+            "line": annotation.line,
+            "id": annotation.id,
+            "extra": list(annotation.extra.items()),
+        }
+        for name, value in record.items():
+            self._columns[name].append(value)
+        row = self._num_rows
+        self._file_list.write(f"{self._list_path(resolved.medium.path)} {row} {first} {stop}\n")
+        seconds = seconds_to_text(start), seconds_to_text(duration)
+        self._offsets.writerow((row, resolved.sound.path, start_sample, num_samples, audio.sample_rate, *seconds))
+        self._num_rows += 1
+        if self._num_rows % ROWS_PER_CHUNK == 0:
+            self._flush()
+
+    def reject(self, entry: Annotation | BadAnnotation, code: str, message: str) -> None:
+        """Write a row of ``rejected.csv``."""
+        if isinstance(entry, Annotation):
+            bounds = ("" if bound is None else seconds_to_text(bound) for bound in (entry.start, entry.end))
+            fields = (entry.path, *bounds, entry.label)
+        else:
+            fields = (entry.text, "", "", "")
+        self._rejected.writerow((entry.line, *fields, code, message))
+        self._reasons[code] += 1
+        self._first_rejection = self._first_rejection or f"line {entry.line}: {message}"
+
+    def finish(self, options: Mapping[str, str | None]) -> None:
+        """Write what remains, and ``manifest.json`` last.
+
+        Raises:
+            ManifestError: If no row was kept.
+        """
+        if not self._num_rows:
+            counts = ", ".join(f"{count} {code}" for code, count in self._reasons.most_common())
+            cause = f"no annotation can be kept: {counts or 'there are none'}"
+            if self._first_rejection:
+                cause += f"; the first is {self._first_rejection}"
+            raise ManifestError(cause, path=options["annotations"], remedy="Check the media root and the media")
+        self._flush()
+        self._files.close()
+        fingerprint = hashlib.sha256("\n".join(self._labels).encode())
+        for name, hasher in self._hashers.items():
+            fingerprint.update(f"{name} {hasher.hexdigest()}\n".encode())
+        self._write_media(fingerprint)
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "options": options,
+            "num_rows": self._num_rows,
+            "num_media": len(self._media),
+            "num_rejected": self._reasons.total(),
+            "reasons": dict(self._reasons.most_common()),
+            "labels": self._labels,
+            "fingerprint": fingerprint.hexdigest(),
+            "files": {
+                name: {"size": os.stat(self._path(name)).st_size, "sha256": file_digest(self._path(name))}
+                for name in TABLES + _TEXTS
+            },
+        }
+        with open(self._path("manifest.json"), "w", encoding="utf-8") as file:
+            json.dump(facts, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+    def _media_id(self, medium: MediaInfo) -> int:
+        media_id = self._media_ids.setdefault(medium.path, len(self._media))
+        if media_id == len(self._media):
+            self._media.append(medium)
+        return media_id
+
+    def _list_path(self, path: str) -> str:
+        """How DALI's file list, which white space splits, names a medium."""
+        if not _WHITE_SPACE.search(path):
+            return path
+        if path not in self._list_paths:
+            extension = os.path.splitext(path)[1]
+            name = f"{self._media_ids[path]}{'' if _WHITE_SPACE.search(extension) else extension}"
+            os.makedirs(self._path("links"), exist_ok=True)
+            os.symlink(path, os.path.join(self._folder, "links", name))
+            # A link in a folder with white space helps nobody: the line stays, so that rows and lines agree.
+            self._list_paths[path] = _WHITE_SPACE.sub(_percent, os.path.join(self._output, "links", name))
+        return self._list_paths[path]
+
+    def _flush(self) -> None:
+        if not self._columns["line"]:
+            return
+        for name, hasher in self._hashers.items():
+            hasher.update(np.asarray(self._columns[name], dtype="<i8").tobytes())
+        self._clips.write_batch(pa.RecordBatch.from_pydict(self._columns, schema=_CLIPS_SCHEMA))
+        for column in self._columns.values():
+            column.clear()
+
+    def _write_media(self, fingerprint: Any) -> None:
+        with pq.ParquetWriter(self._path("media.parquet"), _MEDIA_SCHEMA) as writer:
+            for begin in range(0, len(self._media), MEDIA_PER_CHUNK):
+                chunk = []
+                for medium in self._media[begin : begin + MEDIA_PER_CHUNK]:
+                    record = records.encode(medium)
+                    facts = {name: value for name, value in record.items() if name not in ("path", "mtime_ns")}
+                    fingerprint.update(json.dumps(facts, sort_keys=True, default=_to_list).encode())
+                    constant = None if medium.video is None else medium.video.times.is_constant
+                    chunk.append(record | {"constant_times": constant})
+                writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=_MEDIA_SCHEMA))
+
+
+def end_of_frame(times: FrameTimes, frame: int) -> Fraction:
+    """Media time at which the frame after `frame` begins, or the last one ends."""
+    return times.seconds(frame + 1) if frame + 1 < times.num_frames else times.stop_seconds
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file, as hex digits."""
+    hasher = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _percent(match: re.Match[str]) -> str:
+    return quote(match.group())
+
+
+def _to_list(array: npt.NDArray[np.int64]) -> list[int]:
+    return [int(value) for value in array]

@@ -171,13 +171,12 @@ def _compare(clip: Path, batches: list[AVBatch]) -> tuple[int, int, list[float]]
     right = total = 0
     lags = []
     for batch in batches:
-        for index in range(len(batch.row)):
+        for index in range(len(batch)):
             frames = batch.frames[index].permute(0, 2, 3, 1).cpu().numpy()
-            found = [_most_similar(frame, pictures) for frame in frames]
-            told = batch.frame_seconds[index].cpu().numpy()
-            right += int((np.abs(picture_seconds[found] - told) < 1e-6).sum())
+            found = picture_seconds[_most_similar(frames, pictures)]
+            right += int((np.abs(found - batch.frame_seconds[index].cpu().numpy()) < 1e-6).sum())
             total += len(found)
-            lags.append(_place(batch.audio[index].cpu().numpy(), sound) - float(picture_seconds[found[0]]))
+            lags.append(_place(batch.audio[index].cpu().numpy(), sound) - float(found[0]))
     return right, total, lags
 
 
@@ -202,10 +201,11 @@ def _fingerprint(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return values
 
 
-def _most_similar(picture: npt.NDArray[np.uint8], pictures: npt.NDArray[np.float32]) -> int:
-    wanted = _fingerprint(picture).ravel()
+def _most_similar(frames: npt.NDArray[np.uint8], pictures: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """For each frame, the picture with the least squared difference."""
+    wanted = np.stack([_fingerprint(frame).ravel() for frame in frames])
     rows = pictures.reshape(len(pictures), -1)
-    return int(np.argmin(np.einsum("ij,ij->i", rows, rows) - 2 * rows @ wanted))
+    return np.argmin(np.square(rows).sum(axis=1) - 2 * wanted @ rows.T, axis=1)
 
 
 def _place(window: npt.NDArray[np.float32], sound: npt.NDArray[np.float32]) -> float:

@@ -50,5 +50,5 @@ def _remove_if_dead(folder: str, output: str) -> None:
             if os.path.lexists(old) and not os.path.lexists(output):
                 os.rename(old, output)
             shutil.rmtree(folder)
-    except (BlockingIOError, FileNotFoundError):
-        return  # another build is at work in it, or has just removed it
+    except (BlockingIOError, FileNotFoundError, PermissionError):
+        return  # another build is at work in it or has just removed it, or it is another user's

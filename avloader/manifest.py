@@ -376,7 +376,7 @@ def build_manifest(
 
     Raises:
         AnnotationError: If the annotation file as a whole cannot be used.
-        ManifestError: If no row can be kept, or `output` exists and is not a manifest.
+        ManifestError: If no row can be kept, or `output` exists and is not a manifest, or cannot be written.
         ValueError: If `num_workers` is not positive.
     """
     if num_workers is not None and num_workers < 1:
@@ -402,13 +402,17 @@ def build_manifest(
         "format": format,
         "media_template": media_template,
     }
-    with new_folder(output) as folder, TableWriter(folder, output, *_label_ids(names)) as writer:
-        for entry in read():
-            try:
-                writer.keep(_resolve(entry, root, media))
-            except _RejectedError as reason:
-                writer.reject(entry, reason.code, reason.message)
-        writer.finish(options)
+    try:
+        with new_folder(output) as folder, TableWriter(folder, output, *_label_ids(names)) as writer:
+            for entry in read():
+                try:
+                    writer.keep(_resolve(entry, root, media))
+                except _RejectedError as reason:
+                    writer.reject(entry, reason.code, reason.message)
+            writer.finish(options)
+    except OSError as error:
+        cause = f"the manifest cannot be written ({error.strerror or error})"
+        raise ManifestError(cause, path=output, remedy="Name another output, or make room") from error
     return Manifest.open(output, check_media=False)
 
 
@@ -431,9 +435,12 @@ def _probe_all(
 
 def _probe_one(path: str) -> MediaInfo | MediaError:
     try:
+        path.encode()
         return probe(path)
     except MediaError as error:
         return error
+    except UnicodeEncodeError:
+        return MediaError("its path is not UTF-8", path=path, remedy="Rename it", code="unreadable")
 
 
 def _with_progress(

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import av
 import av.container
@@ -40,6 +40,9 @@ class VideoInfo:
         average_rate: (num_frames - 1) / (last - first) frames per second; `frame_rate` where that is constant.
         keyframe_pts: int64, sorted; pts of the displayed key frames from which decoding can start.
         times_from: "header" if the sample tables prove the times, "packets" if all packets were read.
+        color_matrix: From Y, Cb, Cr to RGB: "bt601" (also where the stream says nothing), "bt709", "bt2020", "fcc",
+            "smpte240m".
+        full_range: Whether luma takes all of 0 to 255, not 16 to 235.
     """
 
     stream_index: int
@@ -53,6 +56,8 @@ class VideoInfo:
     average_rate: Fraction
     keyframe_pts: npt.NDArray[np.int64]
     times_from: str
+    color_matrix: str = "bt601"
+    full_range: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,11 @@ class MediaInfo:
     nvdec_reason: str
 
 
+_Packet: TypeAlias = "av.Packet[av.VideoStream | av.AudioStream]"
 _STANDARD_RATES = tuple(
     Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60", "120")
 )
+_COLOR_MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # ITU-T H.273, table 4
 _NVDEC_CODECS = ("h264", "hevc")
 _NVDEC_PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # of an mp4 or mov file
@@ -262,13 +269,15 @@ def _best_streams(
 ) -> tuple[av.VideoStream | None, av.AudioStream | None]:
     """The picture and the sound that FFmpeg calls best and can decode."""
     video, audio = container.streams.best("video"), container.streams.best("audio")
-    if not isinstance(video, av.VideoStream) or video.codec_context is None:
-        video = None
-    elif video.disposition & Disposition.attached_pic:  # cover art
+    if not isinstance(video, av.VideoStream) or video.codec_context is None or _is_cover_art(video):
         video = None
     if not isinstance(audio, av.AudioStream) or audio.codec_context is None:
         audio = None
     return video, audio
+
+
+def _is_cover_art(stream: av.VideoStream) -> bool:
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 class _Rational(Protocol):
@@ -337,7 +346,7 @@ class _Sounds:
     trim: list[int] = field(default_factory=list)
     is_shown: list[bool] = field(default_factory=list)
 
-    def append(self, packet: av.Packet, num_samples: int) -> None:
+    def append(self, packet: _Packet, num_samples: int) -> None:
         """Note a packet."""
         skip = trim = 0
         if packet.has_sidedata("skip_samples"):
@@ -470,12 +479,14 @@ class _SampleCounter:
         if self.codec in ("pcm_alaw", "pcm_mulaw"):
             self.block_bytes = context.channels
 
-    def __call__(self, packet: av.Packet) -> int:
+    def __call__(self, packet: _Packet) -> int:
         """Samples per channel."""
         if self.block_bytes:
             return packet.size // self.block_bytes
         if self.codec == "opus":
             return _opus_samples(bytes(memoryview(packet)[:2]))
+        if self.codec == "flac":
+            return _flac_samples(bytes(memoryview(packet)[:16]))
         return 0
 
 
@@ -490,6 +501,18 @@ def _opus_samples(head: bytes) -> int:
         frame = (120, 240, 480, 960)[config & 3]
     count = (1, 2, 2, head[1] & 63 if len(head) > 1 else 0)[code]
     return frame * count
+
+
+def _flac_samples(head: bytes) -> int:
+    """Samples of a FLAC frame, from its header (RFC 9639, section 9.1); 0 if it is none."""
+    if len(head) < 16 or head[0] != 0xFF or head[1] & 0xFE != 0xF8:
+        return 0
+    code = head[2] >> 4
+    if code in (6, 7):  # the number minus one follows the frame number, which is coded as in UTF-8
+        lead = head[4]
+        size = 1 if lead < 0x80 else 8 - (lead ^ 0xFF).bit_length()
+        return int.from_bytes(head[4 + size : 4 + size + code - 5], "big") + 1
+    return 192 if code == 1 else 576 << code - 2 if 2 <= code <= 5 else 256 << code - 8 if code >= 8 else 0
 
 
 # Sample tables --------------------------------------------------------------------------------------------------------
@@ -562,7 +585,12 @@ class _Ends:
         """None where the tables alone prove nothing."""
         none = np.zeros(0, dtype=np.bool_)
         if isinstance(stream, av.VideoStream):
-            return cls(stream, track, track.composition + track.offset, track.is_shown, track.is_key)
+            pts = track.composition + track.offset
+            late = track.offset + track.edit[0]
+            if track.has_edit and track.is_shown.any():
+                # FFmpeg moves a picture that a cut begins within to the cut's start.
+                pts -= max(0, int(pts[track.is_shown].min()) - late)
+            return cls(stream, track, pts, track.is_shown, track.is_key)
         if track.ctts is not None or not _is_gapless(track.stts):
             return None
         if _codec_name(stream).startswith("pcm_"):
@@ -580,7 +608,7 @@ class _Ends:
         """The last shown sample in decoding order."""
         return int(np.flatnonzero(self.is_shown)[-1])
 
-    def agrees(self, packet: av.Packet) -> bool:
+    def agrees(self, packet: _Packet) -> bool:
         """Whether this packet is the sample that the tables say comes next."""
         if packet.pts is None:
             return False
@@ -613,9 +641,7 @@ class _Ends:
         # All streams are positioned, but only this one must be read: its last packets come first or soon.
         container.seek(target, stream=self.stream, any_frame=True)
         self.next_sample = -1
-        seen = 0
-        for packet in container.demux(self.stream):
-            seen += 1
+        for seen, packet in enumerate(container.demux(self.stream)):
             if not packet.size or seen > _MAX_CHECK_PACKETS or not self.agrees(packet):
                 return False
             assert packet.pts is not None
@@ -640,10 +666,8 @@ def _check_head(container: av.container.InputContainer, ends: list[_Ends]) -> bo
     """Whether FFmpeg's first packets are the tables' first samples, and nothing shown lies before them."""
     waiting = {end.stream.index: end for end in ends}
     counters = {end.stream.index: _SampleCounter(end.stream) for end in ends if isinstance(end.stream, av.AudioStream)}
-    seen = 0
-    for packet in container.demux([end.stream for end in ends]):
+    for seen, packet in enumerate(container.demux([end.stream for end in ends])):
         end = waiting.get(packet.stream_index)
-        seen += 1
         if end is None:
             continue
         if not packet.size:
@@ -726,6 +750,8 @@ def _video_info(source: _Source, pictures: _Pictures, times_from: str) -> VideoI
         average_rate=(len(times) - 1) / span if frame_rate is None else frame_rate,
         keyframe_pts=np.sort(pictures.pts[pictures.is_key]),
         times_from=times_from,
+        color_matrix=_COLOR_MATRICES.get(int(context.colorspace), "bt601"),
+        full_range=context.color_range == 2 or (context.pix_fmt or "").startswith("yuvj"),
     )
 
 
@@ -838,11 +864,13 @@ def _place(
 def _frame_size(stream: av.AudioStream, found: _Sounds) -> int:
     """Samples of a codec frame if all but the last have the same number, else 0."""
     tick = _time_base(stream) * stream.codec_context.sample_rate
+    if _codec_name(stream).startswith("pcm_") and tick <= 1:
+        return 1
     exact = set(found.num_samples[:-1] or found.num_samples)
     if exact != {0}:
         return exact.pop() if len(exact) == 1 else 0
     durations = np.array([duration for duration in found.duration[:-1] if duration] or found.duration)
-    usual = round_half_up(Fraction(float(np.median(durations))) * tick)
+    usual = round_half_up(int(np.median(durations)) * tick)
     size = stream.codec_context.frame_size or 0
     for candidate in (size, 2 * size):
         if candidate and abs(candidate - usual) <= max(1, tick):

@@ -1,7 +1,7 @@
 """Sample tables of mp4 and mov files: what the header states about every frame, without reading the frames.
 
-Terms of ISO/IEC 14496-12: a file is a tree of *boxes*; ``moov`` holds the header; a *track* is a stream; a *sample* of a
-track is one packet; the *edit list* maps a track's own clock to the movie's.
+Terms of ISO/IEC 14496-12: a file is a tree of *boxes*; ``moov`` holds the header; a *track* is a stream; a *sample* of
+a track is one packet; the *edit list* maps a track's own clock to the movie's.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Track:
         stss: int64 [shape=(n,)], indices of the key frames, or None if all are.
         offset: Ticks to add to `composition` for the pts: minus the start of the edit, plus a late start.
         edit: Half-open range of `composition` that is shown.
+        has_edit: Whether an edit list says so.
         sample_size: Bytes of every sample, int64 [shape=(num_samples,)]; one entry if all have the same size.
         chunk_offset: int64, the chunks' places in the file.
         stsc: int64 [shape=(n, 3)], runs of chunks: first chunk (from 1), samples in each, description.
@@ -50,6 +51,7 @@ class Track:
     stss: _Int64 | None
     offset: int
     edit: tuple[int, int]
+    has_edit: bool
     sample_size: _Int64
     chunk_offset: _Int64
     stsc: _Int64
@@ -196,7 +198,7 @@ def _track_header(box: bytes) -> tuple[int, int]:
     track_id = _u32(box, 20 if box[0] else 12)
     matrix = struct.unpack_from(">9i", box, 52 if box[0] else 40)
     quarter = tuple(value / 65536 for value in (matrix[0], matrix[1], matrix[3], matrix[4]))
-    return track_id, _ROTATIONS.get(quarter, 0)  # type: ignore[arg-type]
+    return track_id, _ROTATIONS.get(quarter, 0)
 
 
 def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Track | None:
@@ -227,6 +229,7 @@ def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Tr
         stss=stss,
         offset=edit[0],
         edit=edit[1:],
+        has_edit=b"edts" in parts,
         sample_size=np.array([same_size]) if same_size else _table(tables[b"stsz"], 1, head=8)[:, 0],
         chunk_offset=chunk_offset,
         stsc=_table(tables[b"stsc"], 3),

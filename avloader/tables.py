@@ -203,7 +203,7 @@ class TableWriter:
                 for name in TABLES + _TEXTS
             },
         }
-        with open(self._path("manifest.json"), "w", encoding="utf-8") as file:
+        with open(self._path("manifest.json"), "w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(facts, file, indent=2, ensure_ascii=False)
             file.write("\n")
 

@@ -254,6 +254,21 @@ def test_another_folder_or_file_is_never_replaced(media: Path) -> None:
     assert (media / "mp4_25.mp4").is_file()
 
 
+def test_an_output_that_cannot_be_written_is_a_manifest_error(media: Path) -> None:
+    with pytest.raises(ManifestError, match=r"the manifest cannot be written \(Not a directory\)"):
+        build(media, [("mp4_25.mp4", 0, 1, "x")], output=media / "mp4_25.mp4" / "manifest")
+
+
+def test_paths_that_are_not_utf8_are_rejected(media: Path) -> None:
+    odd = media.parent / "odd\udcff"
+    shutil.copytree(media, odd)
+    good = (media / "mp4_25.mp4", 0, 1, "x")
+    table = write_csv(media.parent / "clips.csv", [("mp4_25.mp4", 0, 1, "x"), good])
+    manifest = build_manifest(table, media_root=odd, output=media.parent / "manifest", progress=False)
+    assert [row["code"] for row in manifest.rejected()] == ["unreadable"]
+    assert len(Manifest.open(manifest.path)) == 1
+
+
 def test_a_manifest_is_replaced_as_a_whole(media: Path) -> None:
     first = build(media, [(name, 0, 1, "x") for name in ("mp4_25.mp4", "mkv_aac.mkv")])
     second = build(media, [("mp4_25.mp4", 0, 1, "x")])

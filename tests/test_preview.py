@@ -159,7 +159,7 @@ def test_frames_of_the_wrong_shape_are_refused():
 def test_a_clip_read_from_a_manifest_has_the_frames_and_the_sound_of_a_linear_decode(name, truth_media, tmp_path):
     medium = truth_media[name]
     table = tmp_path / "clips.csv"
-    table.write_text(f"path,start,end\n{medium.name},2,3\n")
+    table.write_text(f"path,start,end,label\n{medium.name},2,3,a\n")
     manifest = build_manifest(table, media_root=medium.parent, output=tmp_path / "out", num_workers=1)
     clip = preview.read_clip(manifest, num_frames=5, stride=2)
     linear = linear_frames(medium)
@@ -174,7 +174,7 @@ def test_a_clip_read_from_a_manifest_has_the_frames_and_the_sound_of_a_linear_de
 
 def test_a_row_with_fewer_frames_than_asked_for_shows_those_it_has(truth_media, tmp_path):
     table = tmp_path / "clips.csv"
-    table.write_text("path,start,end\nmp4_25.mp4,1,1.12\n")
+    table.write_text("path,start,end,label\nmp4_25.mp4,1,1.12,a\n")
     medium = truth_media["mp4_25"]
     manifest = build_manifest(table, media_root=medium.parent, output=tmp_path / "out", num_workers=1)
     assert len(preview.read_clip(manifest, num_frames=16).frames) == 3
@@ -183,7 +183,7 @@ def test_a_row_with_fewer_frames_than_asked_for_shows_those_it_has(truth_media, 
 @pytest.mark.parametrize("changes", [{"row": 1}, {"row": -1}, {"num_frames": 0}, {"stride": 0}])
 def test_reading_a_clip_with_a_wrong_argument_names_it(changes, truth_media, tmp_path):
     table = tmp_path / "clips.csv"
-    table.write_text("path,start,end\nmp4_25.mp4,1,2\n")
+    table.write_text("path,start,end,label\nmp4_25.mp4,1,2,a\n")
     medium = truth_media["mp4_25"]
     manifest = build_manifest(table, media_root=medium.parent, output=tmp_path / "out", num_workers=1)
     ((name, value),) = changes.items()

@@ -47,17 +47,14 @@ class AudioReader:
         self._info = info
         self._samples_per_tick = info.time_base * info.sample_rate
         self._tolerance = max(Fraction(1), 2 * self._samples_per_tick)
-        if info.codec.startswith("pcm_"):
-            packets = 0
-        else:
-            packets = _PREROLL_PACKETS.get(info.codec, _OTHER_PREROLL_PACKETS)
+        packets = 0 if info.codec.startswith("pcm_") else _PREROLL_PACKETS.get(info.codec, _OTHER_PREROLL_PACKETS)
         self._preroll = packets * (info.frame_size or _USUAL_FRAME)
         self._phase: int | None = None
         self._container: av.container.InputContainer | None = None
         self._closed = False
         try:
             self._open()
-        except _Failure as failure:
+        except _ReadError as failure:
             raise self._error(failure) from failure.__cause__
 
     def read(
@@ -66,7 +63,8 @@ class AudioReader:
         """Samples [start, stop) at the native rate, mono (mean of the channels), as a plain linear decode gives them.
 
         Args:
-            start, stop: Sample positions counted from sample 0 of `info`; may be negative or past the end.
+            start: First sample, counted from sample 0 of `info`; may be negative.
+            stop: After the last sample; may lie past the end.
             out: float32 [shape=(stop - start,)] to write into; None: a new array.
 
         Returns:
@@ -92,13 +90,13 @@ class AudioReader:
         if any(begin <= first and last <= end for begin, end in self._info.gaps):
             out[:] = 0
             return out, valid
-        failure: _Failure | None = None
+        failure: _ReadError | None = None
         for origin in self._starts(first):
             try:
                 self._go_to(origin)
                 self._fill(start, first, last, out)
                 return out, valid
-            except _Failure as found:
+            except _ReadError as found:
                 failure = found
                 self._next_position = None
         assert failure is not None
@@ -112,7 +110,9 @@ class AudioReader:
     def __enter__(self) -> AudioReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # The file ---------------------------------------------------------------------------------------------------------
@@ -124,11 +124,11 @@ class AudioReader:
             self._container = container = av.open(self._path)
             stream = container.streams[self._info.stream_index]
         except (av.error.FFmpegError, OSError) as error:
-            raise _Failure(f"it cannot be opened ({error.strerror})") from error
+            raise _ReadError(f"it cannot be opened ({error.strerror})") from error
         except IndexError:
-            raise _Failure(f"it has no stream {self._info.stream_index}") from None
+            raise _ReadError(f"it has no stream {self._info.stream_index}") from None
         if not isinstance(stream, av.AudioStream):
-            raise _Failure(f"its stream {self._info.stream_index} is no sound")
+            raise _ReadError(f"its stream {self._info.stream_index} is no sound")
         stream.codec_context.thread_count = 1
         self._stream = stream
         self._is_fresh = True
@@ -151,7 +151,7 @@ class AudioReader:
             self._container.close()
             self._container = None
 
-    def _error(self, failure: _Failure) -> DecodeError:
+    def _error(self, failure: _ReadError) -> DecodeError:
         remedy = "Get an intact copy, or build the manifest again if the file changed"
         return DecodeError(str(failure), path=self._path, remedy=remedy)
 
@@ -197,7 +197,7 @@ class AudioReader:
             if self._seek(start.sample, margin):
                 return
             margin = 2 * margin or self._info.sample_rate
-        raise _Failure(f"the sound at {self._time(start.sample)} cannot be found")
+        raise _ReadError(f"the sound at {self._time(start.sample)} cannot be found")
 
     def _learn_phase(self) -> None:
         """Decode the first frame: what priming leaves of it tells where the later ones begin."""
@@ -206,7 +206,7 @@ class AudioReader:
         self._is_fresh = False
         frame = next(self._decoded, None)
         if frame is None:
-            raise _Failure("it holds no sound")
+            raise _ReadError("it holds no sound")
         self._phase = frame.samples % self._info.frame_size
 
     def _seek(self, sample: int, margin: int) -> bool:
@@ -236,7 +236,7 @@ class AudioReader:
         """Write samples [first, last) to `out`, whose sample 0 is `start`, and zeros around them.
 
         Raises:
-            _Failure: If sound is missing or damaged.
+            _ReadError: If sound is missing or damaged.
         """
         out[:] = 0
         written = first  # all before it is there
@@ -261,7 +261,7 @@ class AudioReader:
             self._check_absent(written, min(block.start, last), slack=0)
         if begin < end:
             if block.is_damaged:
-                raise _Failure(f"the sound is damaged at {self._time(begin)}")
+                raise _ReadError(f"the sound is damaged at {self._time(begin)}")
             out[begin - start : end - start] = block.mono[begin - block.start : end - block.start]
         return max(written, min(block.stop, last))
 
@@ -272,7 +272,7 @@ class AudioReader:
             if gap_begin - rounding <= begin < gap_end:
                 begin = gap_end
         if end - begin > slack + rounding:
-            raise _Failure(f"the sound at {self._time(begin)} is missing") from self._cause
+            raise _ReadError(f"the sound at {self._time(begin)} is missing") from self._cause
 
     def _next_block(self) -> _Block | None:
         """The next decoded frame in its place, or None at the end."""
@@ -292,7 +292,7 @@ class AudioReader:
         expected = self._next_position
         if frame.pts is None:
             if expected is None:
-                raise _Failure("its sound has no times")
+                raise _ReadError("its sound has no times")
             return expected
         estimate = (frame.pts - self._info.start_pts) * self._samples_per_tick
         if expected is not None and abs(estimate - expected) <= self._tolerance:
@@ -320,7 +320,7 @@ class AudioReader:
                 if packet is None:
                     packet = next(self._packets, None)
             except (av.error.FFmpegError, OSError) as error:
-                raise _Failure(f"it cannot be read ({error.strerror})") from error
+                raise _ReadError(f"it cannot be read ({error.strerror})") from error
             if packet is None:
                 return
             try:
@@ -351,7 +351,7 @@ class _Block(NamedTuple):
         return self.start + len(self.mono)
 
 
-class _Failure(Exception):
+class _ReadError(Exception):
     """Sound did not come from one of the places to start from; its message says why."""
 
 

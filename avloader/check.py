@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -80,7 +80,8 @@ def _compare(manifest: Manifest, rows: list[ManifestRow]) -> Iterator[Finding]:
             if decoded is None or decoded[0] != row.media_id:
                 decoded = row.media_id, np.fromiter(_linear_pts(path, video.stream_index), np.int64)
             path = row.audio_path
-            sound_pts = next(_linear_pts(path, audio.stream_index), None)
+            with contextlib.closing(_linear_pts(path, audio.stream_index)) as sound:
+                sound_pts = next(sound, None)
         except (av.FFmpegError, OSError) as error:
             what = f"a linear decode fails ({error.strerror or error})"
             yield Finding(row.row, path, what, "Leave the medium out, or convert it")
@@ -108,9 +109,9 @@ def _compare(manifest: Manifest, rows: list[ManifestRow]) -> Iterator[Finding]:
             yield Finding(row.row, row.audio_path, what, _REBUILD)
 
 
-def _linear_pts(path: str | os.PathLike[str], stream_index: int) -> Iterator[int]:
+def _linear_pts(path: str, stream_index: int) -> Generator[int, None, None]:
     """Pts of every frame of a stream, in the order in which a decoder gives them."""
-    with av.open(os.fspath(path)) as container:
+    with av.open(path) as container:
         for frame in container.decode(container.streams[stream_index]):
             if frame.pts is not None:
                 yield frame.pts

@@ -435,12 +435,11 @@ def _probe_all(
 
 def _probe_one(path: str) -> MediaInfo | MediaError:
     try:
-        path.encode()
+        if path.encode(errors="ignore").decode().replace("\0", "") != path:
+            raise MediaError("its path is not UTF-8 or holds a null", path=path, remedy="Rename it", code="unreadable")
         return probe(path)
     except MediaError as error:
         return error
-    except UnicodeEncodeError:
-        return MediaError("its path is not UTF-8", path=path, remedy="Rename it", code="unreadable")
 
 
 def _with_progress(

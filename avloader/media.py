@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 import av
 import av.container
 import av.error
+import av.stream
 import numpy as np
 import numpy.typing as npt
 from av.stream import Disposition
@@ -126,7 +127,7 @@ class MediaInfo:
     nvdec_reason: str
 
 
-_Packet: TypeAlias = "av.Packet[av.VideoStream | av.AudioStream]"
+_Packet: TypeAlias = "av.Packet[av.stream.Stream]"
 _STANDARD_RATES = tuple(
     Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60", "120")
 )
@@ -868,14 +869,14 @@ def _frame_size(stream: av.AudioStream, found: _Sounds) -> int:
         return 1
     exact = set(found.num_samples[:-1] or found.num_samples)
     if exact != {0}:
-        return exact.pop() if len(exact) == 1 else 0
+        return min(exact) if len(exact) == 1 else 0
     durations = np.array([duration for duration in found.duration[:-1] if duration] or found.duration)
     usual = round_half_up(int(np.median(durations)) * tick)
     size = stream.codec_context.frame_size or 0
     for candidate in (size, 2 * size):
         if candidate and abs(candidate - usual) <= max(1, tick):
             return candidate
-    if tick <= 1 and (np.abs(durations - np.median(durations)) <= 1).mean() > Fraction(9, 10):
+    if tick <= 1 and np.count_nonzero(np.abs(durations - np.median(durations)) <= 1) > 0.9 * len(durations):
         return usual
     return 0
 

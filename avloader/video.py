@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -62,7 +63,7 @@ class VideoReader:
         self._closed = False
         try:
             self._open()
-        except _Failure as failure:
+        except _ReadError as failure:
             raise self._error(failure) from failure.__cause__
 
     def read(self, pts: Sequence[int], out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
@@ -81,7 +82,7 @@ class VideoReader:
         if self._closed:
             raise ValueError(f"the reader of {self._path} is closed")
         wanted = [int(stamp) for stamp in pts]
-        if any(after < before for before, after in zip(wanted, wanted[1:])):  # noqa: B905
+        if any(after < before for before, after in itertools.pairwise(wanted)):
             raise ValueError(f"pts must not decrease, got {wanted}")
         shape = (len(wanted), *self._shape, 3)
         if out is None:
@@ -90,13 +91,13 @@ class VideoReader:
             raise ValueError(f"out must be uint8 of shape {shape}, got {out.dtype} of shape {out.shape}")
         if not wanted:
             return out
-        failure: _Failure | None = None
+        failure: _ReadError | None = None
         for start in self._starts(wanted[0]):
             try:
                 self._go_to(start)
                 self._decode(wanted, out, start)
                 return out
-            except _Failure as found:
+            except _ReadError as found:
                 failure = found
                 self._position = None
         assert failure is not None
@@ -110,7 +111,9 @@ class VideoReader:
     def __enter__(self) -> VideoReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # The file ---------------------------------------------------------------------------------------------------------
@@ -122,11 +125,11 @@ class VideoReader:
             self._container = container = av.open(self._path)
             stream = container.streams[self._stream_index]
         except (av.error.FFmpegError, OSError) as error:
-            raise _Failure(f"it cannot be opened ({error.strerror})") from error
+            raise _ReadError(f"it cannot be opened ({error.strerror})") from error
         except IndexError:
-            raise _Failure(f"it has no stream {self._stream_index}") from None
+            raise _ReadError(f"it has no stream {self._stream_index}") from None
         if not isinstance(stream, av.VideoStream) or stream.time_base is None:
-            raise _Failure(f"its stream {self._stream_index} is no picture")
+            raise _ReadError(f"its stream {self._stream_index} is no picture")
         context = stream.codec_context
         context.thread_count = self._num_threads
         if self._num_threads == 1:
@@ -159,7 +162,7 @@ class VideoReader:
             self._container.close()
             self._container = None
 
-    def _error(self, failure: _Failure) -> DecodeError:
+    def _error(self, failure: _ReadError) -> DecodeError:
         remedy = "Get an intact copy, or build the manifest again if the file changed"
         return DecodeError(str(failure), path=self._path, remedy=remedy)
 
@@ -188,7 +191,7 @@ class VideoReader:
         """Make the next packet be the one at which `start` begins.
 
         Raises:
-            _Failure: If it cannot be found.
+            _ReadError: If it cannot be found.
         """
         if start.is_continued:
             return
@@ -205,7 +208,7 @@ class VideoReader:
             if self._seek(start.key, margin):
                 return
             margin = 2 * margin or max(1, int(1 / self._seconds_per_tick))
-        raise _Failure(f"the key frame at {self._time(start.key)} is missing")
+        raise _ReadError(f"the key frame at {self._time(start.key)} is missing")
 
     def _seek(self, key: int, margin: int) -> bool:
         """Seek `margin` ticks before the key frame and read up to it; False if the seek ended past it."""
@@ -232,10 +235,10 @@ class VideoReader:
         """Fill `out` with frames, from the next packet on.
 
         Raises:
-            _Failure: If a frame did not come, or came damaged, or may refer to a damaged one.
+            _ReadError: If a frame did not come, or came damaged, or may refer to a damaged one.
         """
         place, last, shown = 0, wanted[-1], set(wanted)
-        # Frames up to here may be referred to by the wanted ones: they must come out too, to show whether they are whole.
+        # The wanted frames may refer to frames up to here: these must come out too, to show whether they are whole.
         horizon = max(last, self._highest) if self._highest is not None else last
         while place < len(wanted) or self._newest is None or self._newest < horizon:
             if place < len(wanted) and self._ahead:
@@ -244,7 +247,7 @@ class VideoReader:
                 if stamp < wanted[place]:
                     continue
                 if stamp > wanted[place]:
-                    raise _Failure(f"there is no frame at {self._time(wanted[place])}")
+                    raise _ReadError(f"there is no frame at {self._time(wanted[place])}")
                 self._convert(frame, out[place])
                 first, place = place, place + 1
                 while place < len(wanted) and wanted[place] == stamp:
@@ -254,7 +257,7 @@ class VideoReader:
             packet = self._next_packet()
             if packet is None:
                 if place < len(wanted):
-                    raise _Failure(f"the file ends before the frame at {self._time(wanted[place])}")
+                    raise _ReadError(f"the file ends before the frame at {self._time(wanted[place])}")
                 self._position = None  # the decoder is drained: it cannot go on
                 break
             stamp = _stamp(packet)
@@ -262,14 +265,14 @@ class VideoReader:
             if stamp is not None and stamp <= last and self._highest is not None:
                 horizon = max(horizon, self._highest)
         if self._damage is not None and self._damage <= horizon:
-            raise _Failure(f"the picture is damaged at {self._time(self._damage)}")
+            raise _ReadError(f"the picture is damaged at {self._time(self._damage)}")
 
     def _next_packet(self) -> av.Packet[av.VideoStream] | None:
         packet, self._held = self._held, None
         try:
             return packet if packet is not None else next(self._packets, None)
         except (av.error.FFmpegError, OSError) as error:
-            raise _Failure(f"it cannot be read ({error.strerror})") from error
+            raise _ReadError(f"it cannot be read ({error.strerror})") from error
 
     def _feed(self, packet: av.Packet[av.VideoStream], start: _Start, *, may_skip: bool) -> None:
         """Send one packet to the decoder and keep the frames that it gives."""
@@ -282,7 +285,7 @@ class VideoReader:
         except (av.error.FFmpegError, OSError) as error:
             if counts or stamp is None:
                 where = "" if stamp is None else f" at {self._time(stamp)}"
-                raise _Failure(f"the picture cannot be decoded{where} ({error.strerror})") from error
+                raise _ReadError(f"the picture cannot be decoded{where} ({error.strerror})") from error
             return
         if stamp is not None and not packet.is_discard:
             self._highest = stamp if self._highest is None else max(self._highest, stamp)
@@ -302,7 +305,7 @@ class VideoReader:
         height, width = self._shape
         if self._size is None:
             if (frame.height, frame.width) != self._shape:
-                raise _Failure(f"the size of the picture changes to {frame.width} x {frame.height}")
+                raise _ReadError(f"the size of the picture changes to {frame.width} x {frame.height}")
             picture = self._reformatter.reformat(frame, format="rgb24")
         else:
             picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR)
@@ -327,7 +330,7 @@ class _Start(NamedTuple):
     may_skip: bool = False
 
 
-class _Failure(Exception):
+class _ReadError(Exception):
     """Frames did not come from one of the places to start from; its message says why."""
 
 
@@ -339,5 +342,5 @@ def _stamp(packet: av.Packet[av.VideoStream]) -> int | None:
 def _frame_stamp(frame: av.VideoFrame) -> int:
     stamp = frame.pts if frame.pts is not None else frame.dts
     if stamp is None:
-        raise _Failure("a frame has no time")
+        raise _ReadError("a frame has no time")
     return stamp

@@ -255,7 +255,7 @@ def test_another_folder_or_file_is_never_replaced(media: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written_is_a_manifest_error(media: Path) -> None:
-    with pytest.raises(ManifestError, match=r"the manifest cannot be written \(Not a directory\)"):
+    with pytest.raises(ManifestError, match=r"the manifest cannot be written \(File exists\)"):
         build(media, [("mp4_25.mp4", 0, 1, "x")], output=media / "mp4_25.mp4" / "manifest")
 
 
@@ -459,3 +459,10 @@ def test_progress_shows_only_when_asked_for_and_slow(media: Path, capfd: pytest.
     build(media, [("mp4_25.mp4", 0, 1, "x")])
     assert list(_with_progress(slowly(), 3, None)) == [None] * 3
     assert capfd.readouterr().err == ""
+
+
+def test_a_null_in_a_path_is_rejected(media: Path) -> None:
+    table = media.parent / "clips.jsonl"
+    table.write_text('{"path": "a\\u0000b.mp4"}\n{"path": "mp4_25.mp4"}\n')
+    manifest = build_manifest(table, media_root=media, output=media.parent / "manifest", progress=False)
+    assert (len(manifest), manifest.num_rejected) == (1, 1)

@@ -1,0 +1,353 @@
+"""Tests of `probe`: what it says of a file is what a plain linear decode shows and plays."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import wave
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import TruthMedia, every_recipe
+from make_truth_media import CATALOG, Recipe
+from truth import linear_frames, linear_sound
+
+import avloader.media
+from avloader.errors import MediaError
+from avloader.media import probe
+
+# Which of the catalog's files need a look at every packet, and why.
+PACKETS = {"no_edit_list": "its sound has a hole", "fragmented": "fragmented", "sound_hole": "its sound has a hole"}
+
+NVDEC_REASONS = {
+    "fragmented": "fragmented mp4",
+    "variable_rate": "variable frame rate",
+    "variable_rate_b_frames": "variable frame rate",
+    "intra_refresh": "gradual refresh instead of key frames",
+    "webm": "codec vp9",
+    "mkv_truly_odd_size": "codec vp9",
+    "mpegts": "container mpegts",
+    "mpegts_29_97": "container mpegts",
+    "avi_mpeg4": "container avi",
+    "avi_mjpeg": "container avi",
+}
+
+
+def is_mp4(recipe: Recipe) -> bool:
+    return recipe.file_name.endswith((".mp4", ".mov", ".m4a"))
+
+
+@every_recipe
+def test_frames_and_sound_are_those_of_a_linear_decode(recipe: Recipe, truth_media: TruthMedia) -> None:
+    if recipe.name == "hour":
+        pytest.skip("decoding an hour takes too long here; test_an_hour_is_told_by_its_header looks at it")
+    path = truth_media[recipe.name]
+    info = probe(path)
+    assert (info.video is None, info.audio is None) == (recipe.picture is None, recipe.sound is None)
+    if info.video is not None:
+        frames, times = linear_frames(path), info.video.times
+        assert times.pts_of(np.arange(len(times))).tolist() == frames.pts
+        assert [times.seconds(index) for index in range(len(times))] == frames.times
+        assert set(info.video.keyframe_pts.tolist()) <= set(frames.pts)
+        assert info.video.times_from == ("header" if is_mp4(recipe) and recipe.name not in PACKETS else "packets")
+    if info.audio is not None:
+        sound = linear_sound(path)
+        assert (info.audio.start_seconds, info.audio.sample_rate) == (sound.start, sound.rate)
+        assert list(info.audio.gaps) == sound.holes
+        # A decoder may deliver the whole last frame where the container ends within it.
+        assert 0 <= len(sound.samples) - info.audio.num_samples < 1024
+
+
+@every_recipe
+def test_the_gpu_reader_is_refused_for_a_stated_reason(recipe: Recipe, truth_media: TruthMedia) -> None:
+    expected = NVDEC_REASONS.get(recipe.name, "" if recipe.picture else "no video")
+    assert probe(truth_media[recipe.name]).nvdec_reason == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["mp4_25", "open_gop", "cut", "mkv_aac", "mpegts", "hevc_open_gop", "intra_refresh", "webm", "avi_mpeg4"]
+)
+def test_decoding_from_a_key_frame_gives_it_as_a_linear_decode_does(name: str, truth_media: TruthMedia) -> None:
+    path = truth_media[name]
+    info = probe(path)
+    assert info.video is not None
+    with av.open(str(path)) as container:
+        plain = {frame.pts: frame.to_ndarray() for frame in container.decode(video=0)}
+    for pts in info.video.keyframe_pts.tolist():
+        with av.open(str(path)) as container:
+            container.seek(pts, stream=container.streams.video[0])
+            frame = next(frame for frame in container.decode(video=0) if frame.pts is not None and frame.pts >= pts)
+        assert frame.pts == pts
+        np.testing.assert_array_equal(frame.to_ndarray(), plain[pts])
+
+
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in CATALOG.values() if is_mp4(recipe) and recipe.name not in PACKETS], ids=lambda r: r.name
+)
+def test_tables_and_packets_say_the_same(
+    recipe: Recipe, truth_media: TruthMedia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = truth_media[recipe.name]
+    by_tables = probe(path)
+    monkeypatch.setattr(avloader.media, "_from_tables", lambda source: None)
+    by_packets = probe(path)
+    assert by_tables.nvdec_reason == by_packets.nvdec_reason
+    if by_tables.video is not None and by_packets.video is not None:
+        assert (by_tables.video.times_from, by_packets.video.times_from) == ("header", "packets")
+        frames = np.arange(len(by_tables.video.times))
+        np.testing.assert_array_equal(by_tables.video.times.pts_of(frames), by_packets.video.times.pts_of(frames))
+        np.testing.assert_array_equal(by_tables.video.keyframe_pts, by_packets.video.keyframe_pts)
+        assert by_tables.video.times.stop_seconds == by_packets.video.times.stop_seconds
+    if by_tables.audio is not None and recipe.name not in ("cut", "cut_between_frames"):
+        assert by_tables.audio == by_packets.audio
+
+
+def test_an_hour_is_told_by_its_header(truth_media: TruthMedia) -> None:
+    info = probe(truth_media["hour"])
+    assert info.video is not None
+    assert info.video.times_from == "header"
+    assert info.video.frame_rate == Fraction(30000, 1001)
+    recipe = CATALOG["hour"]
+    assert recipe.picture is not None
+    assert len(info.video.times) == recipe.picture.num_frames
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("mp4_29_97", "30000/1001"), ("mkv_aac", "30000/1001"), ("mpegts_29_97", "30000/1001"), ("mp4_23_976", "24000/1001")],
+)
+def test_a_constant_rate_is_found_exactly_also_behind_rounded_time_stamps(
+    name: str, rate: str, truth_media: TruthMedia
+) -> None:
+    video = probe(truth_media[name]).video
+    assert video is not None
+    assert video.frame_rate == video.average_rate == Fraction(rate)
+
+
+@pytest.mark.parametrize("name", ["variable_rate", "avi_mpeg4"])
+def test_a_variable_rate_is_no_rate(name: str, truth_media: TruthMedia) -> None:
+    video = probe(truth_media[name]).video
+    assert video is not None
+    assert video.frame_rate is None
+    span = video.times.seconds(len(video.times) - 1) - video.times.start_seconds
+    assert video.average_rate == (len(video.times) - 1) / span
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("mp4_25", 1024), ("mp3_in_mp4", 1152), ("mkv_opus", 960), ("mkv_flac", 4608), ("mkv_vorbis", 0), ("mov_pcm", 1)],
+)
+def test_the_codec_frame_is_known_or_said_to_vary(name: str, size: int, truth_media: TruthMedia) -> None:
+    audio = probe(truth_media[name]).audio
+    assert audio is not None
+    assert audio.frame_size == size
+
+
+def test_sound_that_is_upsampled_in_decoding_is_counted_at_the_output_rate(tmp_path: Path) -> None:
+    path = tmp_path / "he.mp4"
+    with av.open(str(path), "w") as output:
+        encoder = av.CodecContext.create("aac", "w")
+        assert isinstance(encoder, av.AudioCodecContext)
+        encoder.sample_rate, encoder.layout, encoder.format = 24000, "mono", "fltp"  # type: ignore[assignment]
+        encoder.time_base = Fraction(1, 24000)
+        stream = output.add_stream("aac", rate=24000, layout="mono")
+        stream.time_base = Fraction(1, 24000)
+        # SBR at 48 kHz over AAC-LC at 24 kHz, mono (ISO/IEC 14496-3, 1.6.2.1).
+        bits = f"{5:05b}{6:04b}{1:04b}{3:04b}{2:05b}000"
+        stream.codec_context.extradata = int(bits.ljust(32, "0"), 2).to_bytes(4, "big")
+        noise = np.random.default_rng(1).normal(0, 0.1, (1, 24000)).astype(np.float32)
+        packets = []
+        for start in range(0, noise.shape[1], 1024):
+            block = np.ascontiguousarray(noise[:, start : start + 1024])
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 24000, start, Fraction(1, 24000)
+            packets += encoder.encode(frame)
+        for packet in packets + encoder.encode(None):
+            packet.stream = stream
+            output.mux(packet)
+    audio = probe(path).audio
+    assert audio is not None
+    sound = linear_sound(path)
+    assert sound.rate == 48000
+    assert (audio.sample_rate, audio.frame_size, audio.gaps) == (48000, 2048, ())
+    assert audio.start_seconds == sound.start
+    assert abs(audio.num_samples - len(sound.samples)) <= 2048
+
+
+def patched(source: Path, target: Path, change: Callable[[bytearray], None]) -> Path:
+    data = bytearray(source.read_bytes())
+    change(data)
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("matrix", "rotation"), [((0, 1, -1, 0), 270), ((-1, 0, 0, -1), 180), ((0, -1, 1, 0), 90), ((1, 0, 0, 1), 0)]
+)
+def test_rotation_is_what_ffmpeg_says(
+    matrix: tuple[int, int, int, int], rotation: int, truth_media: TruthMedia, tmp_path: Path
+) -> None:
+    def turn(data: bytearray) -> None:
+        a, b, c, d = (65536 * value for value in matrix)
+        struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+
+    path = patched(truth_media["no_sound"], tmp_path / "turned.mp4", turn)
+    video = probe(path).video
+    assert video is not None
+    with av.open(str(path)) as container:
+        assert video.rotation == next(container.decode(video=0)).rotation % 360 == rotation
+
+
+def test_tables_that_ffmpeg_does_not_confirm_are_not_trusted(truth_media: TruthMedia, tmp_path: Path) -> None:
+    def play_at_double_speed(data: bytearray) -> None:
+        struct.pack_into(">I", data, data.index(b"elst") + 16, 0x20000)
+
+    path = patched(truth_media["no_sound"], tmp_path / "fast.mp4", play_at_double_speed)
+    video = probe(path).video
+    assert video is not None
+    assert video.times_from == "packets"
+    assert video.times.pts_of(np.arange(len(video.times))).tolist() == linear_frames(path).pts
+
+
+def cut_off(source: Path, target: Path) -> Path:
+    target.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    return target
+
+
+def test_a_file_cut_off_says_so_whether_its_index_is_in_front_or_behind(
+    truth_media: TruthMedia, tmp_path: Path
+) -> None:
+    in_front = tmp_path / "front.mp4"
+    with av.open(str(truth_media["no_sound"])) as source:
+        with av.open(str(in_front), "w", options={"movflags": "faststart"}) as output:
+            copy = output.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = copy
+                    output.mux(packet)
+    for name, path in {"behind": truth_media["no_sound"], "front": in_front}.items():
+        with pytest.raises(MediaError, match="cut off: [0-9]+ bytes are missing") as caught:
+            probe(cut_off(path, tmp_path / f"{name}_half.mp4"))
+        assert caught.value.code == "unreadable"
+
+
+def make_text(path: Path) -> None:
+    path.write_text("path,start,end\n" * 100)
+
+
+def make_box_without_header(path: Path) -> None:
+    path.write_bytes(struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0) + struct.pack(">I4s", 108, b"mdat") + bytes(100))
+
+
+def make_subtitles(path: Path) -> None:
+    path.write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "create", "code", "message"),
+    [
+        ("nothing.mp4", None, "missing_file", "no such file"),
+        ("folder", Path.mkdir, "unreadable", "folder"),
+        ("empty.mp4", Path.touch, "unreadable", "empty"),
+        ("text.mp4", make_text, "unreadable", "not a media file"),
+        ("no_moov.mp4", make_box_without_header, "unreadable", "index"),
+        ("pipe", os.mkfifo, "unreadable", "regular file"),
+        ("subtitles.srt", make_subtitles, "no_streams", "neither picture nor sound"),
+    ],
+)
+def test_what_is_no_medium_is_told_by_name_cause_and_remedy(
+    name: str, create: Callable[[Path], None] | None, code: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if create is not None:
+        create(path)
+    with pytest.raises(MediaError, match=message) as caught:
+        probe(path)
+    assert (caught.value.code, caught.value.path) == (code, str(path))
+    assert caught.value.remedy
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_says_so(truth_media: TruthMedia, tmp_path: Path) -> None:
+    path = patched(truth_media["no_sound"], tmp_path / "locked.mp4", lambda data: None)
+    path.chmod(0)
+    with pytest.raises(MediaError, match="permission") as caught:
+        probe(path)
+    assert caught.value.code == "unreadable"
+
+
+def test_a_stream_without_frame_times_asks_to_be_conformed(truth_media: TruthMedia, tmp_path: Path) -> None:
+    path = tmp_path / "raw.h264"
+    with av.open(str(truth_media["no_sound"])) as source, av.open(str(path), "w", format="h264") as output:
+        copy = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                output.mux(packet)
+    with pytest.raises(MediaError, match=r"no frame times.*avloader prepare") as caught:
+        probe(path)
+    assert caught.value.code == "unreadable"
+
+
+def test_cover_art_is_no_video(tmp_path: Path, truth_media: TruthMedia) -> None:
+    path = tmp_path / "album.m4a"
+    with av.open(str(truth_media["sidecar_m4a"])) as source, av.open(str(path), "w", format="mp4") as output:
+        sound = output.add_stream_from_template(source.streams.audio[0])
+        cover = output.add_stream("mjpeg", rate=1)
+        assert isinstance(cover, av.VideoStream)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = 1 << 10  # type: ignore[assignment]  # attached picture
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        pictures = cover.encode(frame.reformat(format="yuvj420p")) + cover.encode(None)
+        packets = [packet for packet in source.demux(audio=0) if packet.size]
+        for packet in packets:
+            packet.stream = sound
+        for item in [*pictures, *packets]:
+            output.mux(item)
+    info = probe(path)
+    assert info.video is None
+    assert info.audio is not None
+
+
+def test_ffmpeg_writes_nothing_to_the_terminal(truth_media: TruthMedia, tmp_path: Path) -> None:
+    broken = patched(truth_media["mpegts"], tmp_path / "broken.ts", lambda data: data.__setitem__(slice(5000, 9000), b"x" * 4000))
+    make_text(tmp_path / "text.mp4")
+    code = (
+        "import sys\nfrom avloader.media import probe\nfrom avloader.errors import MediaError\n"
+        "for path in sys.argv[1:]:\n    try:\n        probe(path)\n    except MediaError:\n        pass\n"
+    )
+    command = [sys.executable, "-c", code, str(broken), str(tmp_path / "text.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_thousand_probes_leave_no_open_file(truth_media: TruthMedia, tmp_path: Path) -> None:
+    make_text(tmp_path / "text.mp4")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        for path in (truth_media["no_sound"], truth_media["mkv_opus"], tmp_path / "text.mp4"):
+            try:
+                probe(path)
+            except MediaError as error:
+                assert error.code == "unreadable"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_wav_file_is_told_to_the_sample(tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(22050)
+        file.writeframes(bytes(4 * 12345))
+    info = probe(path)
+    assert info.audio is not None
+    assert (info.audio.sample_rate, info.audio.num_channels, info.audio.num_samples) == (22050, 2, 12345)
+    assert (info.audio.start_seconds, info.audio.stop_seconds) == (0, Fraction(12345, 22050))

@@ -1,4 +1,5 @@
 """All settings are in setup.cfg."""
+
 from setuptools import setup
 
 setup()

@@ -23,9 +23,11 @@ __all__ = ["AudioReader"]
 
 # Packets that a decoder needs before its output equals that of a linear decode; twice what the codec's overlap and
 # prediction ask for. Codecs without memory need none.
-_PREROLL_PACKETS = {"opus": 16, "mp3": 24, "mp2": 4, "aac": 8, "vorbis": 4, "flac": 0, "alac": 0}
+_PREROLL_PACKETS = {"opus": 48, "mp3": 24, "mp2": 4, "aac": 8, "vorbis": 4, "flac": 0, "alac": 0}
 _OTHER_PREROLL_PACKETS = 16
 _USUAL_FRAME = 1024
+
+_TAINTED_FRAMES = 2  # frames after a lost packet that overlap with it
 
 _TAIL_SAMPLES = 4096  # by how much a decoder may trim the last packet
 _FORWARD_SECONDS = 1  # windows that follow this closely are reached without a seek
@@ -51,6 +53,7 @@ class AudioReader:
         self._preroll = packets * (info.frame_size or _USUAL_FRAME)
         self._phase: int | None = None
         self._container: av.container.InputContainer | None = None
+        self._next_position: int | None = None  # where the next frame is expected
         self._closed = False
         try:
             self._open()
@@ -98,7 +101,7 @@ class AudioReader:
                 return out, valid
             except _ReadError as found:
                 failure = found
-                self._next_position = None
+                self._release()  # flushing does not rid a decoder of everything that damage leaves in it
         assert failure is not None
         raise self._error(failure) from failure.__cause__
 
@@ -139,9 +142,10 @@ class AudioReader:
         assert self._container is not None
         self._packets = self._container.demux(self._stream)
         self._blocks: deque[_Block] = deque()  # decoded blocks that the next window may begin in
-        self._next_position: int | None = None  # where the next frame is expected
+        self._next_position = None
         self._held: av.Packet[av.AudioStream] | None = None  # the first packet to decode
         self._decoded = self._frames()
+        self._num_tainted = 0  # frames that the loss of a packet still disturbs
         self._cause: Exception | None = None  # of the last packet that could not be decoded
 
     def _release(self) -> None:
@@ -245,33 +249,33 @@ class AudioReader:
         for block in self._blocks:
             written = self._write(block, start, written, last, out)
         while written < last:
-            block = self._next_block()
-            if block is None:
-                self._check_absent(written, last, slack=_TAIL_SAMPLES)
+            following = self._next_block()
+            if following is None:
+                self._check_absent(written, min(last, self._info.num_samples - _TAIL_SAMPLES))
                 self._next_position = None  # the decoder is drained: it cannot go on
                 break
-            if block.stop > first:
-                self._blocks.append(block)
-                written = self._write(block, start, written, last, out)
+            if following.stop > first:
+                self._blocks.append(following)
+                written = self._write(following, start, written, last, out)
 
     def _write(self, block: _Block, start: int, written: int, last: int, out: npt.NDArray[np.float32]) -> int:
         """Write the part of a block that lies in the window; returns up to where the window is complete."""
         begin, end = max(block.start, start, 0), min(block.stop, last)
         if block.start > written:
-            self._check_absent(written, min(block.start, last), slack=0)
+            self._check_absent(written, min(block.start, last))
         if begin < end:
             if block.is_damaged:
                 raise _ReadError(f"the sound is damaged at {self._time(begin)}")
             out[begin - start : end - start] = block.mono[begin - block.start : end - block.start]
         return max(written, min(block.stop, last))
 
-    def _check_absent(self, begin: int, end: int, slack: int) -> None:
-        """Check that no sound is due in [begin, end), but for rounding and `slack` samples at its end."""
+    def _check_absent(self, begin: int, end: int) -> None:
+        """Check that no sound is due in [begin, end), but for rounding."""
         rounding = int(self._tolerance) + 1
         for gap_begin, gap_end in self._info.gaps:
             if gap_begin - rounding <= begin < gap_end:
                 begin = gap_end
-        if end - begin > slack + rounding:
+        if end - begin > rounding:
             raise _ReadError(f"the sound at {self._time(begin)} is missing") from self._cause
 
     def _next_block(self) -> _Block | None:
@@ -280,7 +284,8 @@ class AudioReader:
         if frame is None:
             return None
         start = self._place(frame)
-        block = _Block(start, _mono(frame), frame.is_corrupt)
+        block = _Block(start, _mono(frame), frame.is_corrupt or self._num_tainted > 0)
+        self._num_tainted = max(0, self._num_tainted - 1)
         self._next_position = block.stop
         return block
 
@@ -305,7 +310,7 @@ class AudioReader:
         nearest = round_half_up(estimate)
         if self._samples_per_tick == 1 or not size:
             return nearest
-        behind = bisect_right(gaps, nearest + self._tolerance, key=lambda gap: gap[1])
+        behind = bisect_right([gap[1] for gap in gaps], nearest + int(self._tolerance))
         anchor = gaps[behind - 1][1] if behind else 0
         if abs(nearest - anchor) <= self._tolerance:
             return anchor
@@ -323,10 +328,12 @@ class AudioReader:
                 raise _ReadError(f"it cannot be read ({error.strerror})") from error
             if packet is None:
                 return
+            if packet.is_corrupt:
+                self._num_tainted = _TAINTED_FRAMES
             try:
                 frames = packet.decode()
             except (av.error.FFmpegError, OSError) as error:
-                self._cause = error
+                self._cause, self._num_tainted = error, _TAINTED_FRAMES
                 continue
             yield from frames
 

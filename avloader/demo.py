@@ -30,8 +30,8 @@ __all__ = ["DemoReport", "demo_clip", "run_demo"]
 ANNOTATIONS = """\
 path,start,end,label
 bigbuckbunny.mp4,0,2.56,waking
-bigbuckbunny.mp4,0.96,3.52,stretching
-bigbuckbunny.mp4,1.92,4.48,yawning
+bigbuckbunny.mp4,1.12,3.68,stretching
+bigbuckbunny.mp4,2.08,4.64,yawning
 bigbuckbunny.mp4,2.56,5.12,yawning
 """
 MAX_SYNC_ERROR_SECONDS = 1e-4
@@ -124,7 +124,9 @@ def run_demo(
         num_clips, seconds = _measure_speed(loader)
     right, total, lags = _compare(clip, batches)
     picture = folder / "preview.png"
-    shown = next((batch, index) for batch in batches for index, row in enumerate(batch.row.tolist()) if row == _SHOWN_ROW)
+    shown = next(
+        (batch, index) for batch in batches for index, row in enumerate(batch.row.tolist()) if row == _SHOWN_ROW
+    )
     preview.save(preview.draw(*shown, sample_rate=_SAMPLE_RATE, manifest=manifest), picture)
     say(f"picture      {picture}")
 
@@ -137,7 +139,7 @@ def run_demo(
             ("frames", f"{right} of {total} are the ones that a linear decode shows at their times"),
             (
                 "sound",
-                f"starts {worst * 1000:+.3f} ms from its first frame at worst, by correlation with a linear decode",
+                f"starts {worst * 1000:+.3f} ms from its first frame at worst, measured on a linear decode",
             ),
             ("speed", f"{clips_rate:.1f} clips/s, {frames_rate:.0f} frames/s ({num_clips} clips in {seconds:.1f} s)"),
             ("first epoch", f"after {first_seconds:.1f} s, processes and graph started"),
@@ -199,7 +201,7 @@ def _fingerprint(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Means of blocks, without the mean colour: in what remains, decoders and scalers hardly differ."""
     height, width, channels = picture.shape
     blocks = picture.reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels).astype(np.float32)
-    means = blocks.mean(axis=(1, 3))
+    means: npt.NDArray[np.float32] = blocks.mean(axis=(1, 3))
     means -= means.mean(axis=(0, 1))
     return means.ravel()
 

@@ -148,7 +148,9 @@ class Engine:
         lanes = []
         for lane in range(num_lanes):
             indices = [index for index, _ in own[lane::num_lanes]]
-            lanes.append(self._lane(ahead, indices, [clips for _, clips in own[lane::num_lanes]], Path(folder.name, str(lane))))
+            lanes.append(
+                self._lane(ahead, indices, [clips for _, clips in own[lane::num_lanes]], Path(folder.name, str(lane)))
+            )
         for pipe in lanes:
             pipe.schedule_run()
         return _Stretch(folder, lanes, len(own))
@@ -161,9 +163,7 @@ class Engine:
             folder.mkdir()
             file_list = folder / "file_list.txt"
             # The reader knows full batches only: a short one is filled up, and cut again in `_collect`.
-            padded = [
-                clip for batch in batches for clip in (*batch, *batch[-1:] * (self._batch_size - len(batch)))
-            ]
+            padded = [clip for batch in batches for clip in (*batch, *batch[-1:] * (self._batch_size - len(batch)))]
             write_file_list(file_list, padded, num_frames=self._reader.span, links=folder)
         pipe = ClipPipeline(
             map(ahead.take, indices),

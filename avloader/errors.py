@@ -45,9 +45,7 @@ class AVLoaderError(Exception):
         self.remedy = remedy
         self.code = code
         self.row_name = row_name
-        where = " ".join(
-            part for part in (self.path or "", f"({row_name} {row})" if row is not None else "") if part
-        )
+        where = " ".join(part for part in (self.path or "", f"({row_name} {row})" if row is not None else "") if part)
         message = f"{where}: {cause}" if where else cause
         super().__init__(f"{message}. {remedy}." if remedy else f"{message}.")
 

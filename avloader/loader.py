@@ -230,13 +230,13 @@ class AVLoader:
         self._stop_running()
         plan, start, epoch = self._current_plan(), self._position, self._epoch
         spans = batches(
-                len(plan),
-                batch_size=self._batch_size,
-                rank=self._rank,
-                world_size=self._world_size,
-                last_batch=self._last_batch,
-                start=start,
-            )
+            len(plan),
+            batch_size=self._batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            last_batch=self._last_batch,
+            start=start,
+        )
         if self._engine is None:
             self._engine = self._make_engine(plan)
         run = _Run(self._engine, ([plan.clip(position) for position in span] for span in spans), self._read)
@@ -283,7 +283,9 @@ class AVLoader:
             raise ValueError(f"state has version {state.get('version')!r}, but this loader reads {_STATE_VERSION}")
         for key, own in (("manifest", self.manifest.fingerprint), ("plan", self._plan_text())):
             if state.get(key) != own:
-                raise ValueError(f"the state was taken with another {key}: {state.get(key)!r}, but this loader has {own!r}")
+                raise ValueError(
+                    f"the state was taken with another {key}: {state.get(key)!r}, but this loader has {own!r}"
+                )
         self._stop_running()
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
@@ -441,9 +443,7 @@ class AVLoader:
         facts = {
             "label": torch.tensor([clips[place].label for place in kept]),
             "row": torch.tensor([clips[place].row for place in kept]),
-            "frame_seconds": torch.tensor(
-                [_frame_seconds(read.clips[place]) for place in kept], dtype=torch.float64
-            ),
+            "frame_seconds": torch.tensor([_frame_seconds(read.clips[place]) for place in kept], dtype=torch.float64),
             "audio_start_seconds": torch.tensor(
                 [float(window.start_seconds) for window in windows], dtype=torch.float64
             ),
@@ -586,4 +586,3 @@ def _checked_device(device: object) -> torch.device:
             raise ValueError(f"device={device!r} needs a GPU, but PyTorch finds none")
         return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
     return chosen
-

@@ -262,7 +262,7 @@ class Manifest:
             return list(csv.DictReader(file))
 
     def check_tables(self, *, texts: bool = False) -> None:
-        """Compare the files of the folder with the sizes and digests in ``manifest.json``.
+        """Compare the files of the folder with the sizes and digests in ``manifest.json``, and their columns.
 
         Args:
             texts: Also the digests of the text files, which the package itself does not read back.
@@ -282,6 +282,13 @@ class Manifest:
                 )
             if (texts or name in TABLES) and file_digest(path) != recorded["sha256"]:
                 raise ManifestError("its content was changed", path=path, remedy=_REBUILD, code="damaged")
+        for name, schema in TABLES.items():
+            path = os.path.join(self.path, name)
+            with self._damage(name):
+                missing = records.field_names(schema) - records.field_names(pq.read_schema(path))
+            if missing:
+                cause = f"it lacks the columns {', '.join(sorted(missing))}, another version of avloader wrote it"
+                raise ManifestError(cause, path=path, remedy=_REBUILD)
 
     def changed_media(self) -> Iterator[tuple[int, str]]:
         """Media that are no longer what was probed, as (media id, what changed)."""
@@ -601,5 +608,3 @@ def _video(medium: MediaInfo) -> VideoInfo:
 def _read_only(values: npt.NDArray[Any]) -> _Int64:
     values.flags.writeable = False
     return values
-
-

@@ -874,7 +874,7 @@ def _frame_size(stream: av.AudioStream, found: _Sounds) -> int:
     usual = round_half_up(int(np.median(durations)) * tick)
     size = stream.codec_context.frame_size or 0
     for candidate in (size, 2 * size):
-        if candidate and abs(candidate - usual) <= max(1, tick):
+        if candidate and abs(candidate - usual) <= max(Fraction(1), tick):
             return candidate
     if tick <= 1 and np.count_nonzero(np.abs(durations - np.median(durations)) <= 1) > 0.9 * len(durations):
         return usual

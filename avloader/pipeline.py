@@ -231,9 +231,7 @@ def _normalized(frames: DataNode, normalize: Normalize) -> DataNode:
         own = fn.normalize(fn.cast(frames, dtype=types.FLOAT), axis_names="FHW", epsilon=_PER_CLIP_VARIANCE_FLOOR)
         return fn.transpose(own, perm=[0, 3, 1, 2], output_layout="FCHW")
     mean, std = normalize
-    return fn.crop_mirror_normalize(
-        frames, mean=list(mean), std=list(std), dtype=types.FLOAT, output_layout="FCHW"
-    )
+    return fn.crop_mirror_normalize(frames, mean=list(mean), std=list(std), dtype=types.FLOAT, output_layout="FCHW")
 
 
 _LUMA_WEIGHTS = {  # (red, blue): ITU-T H.273, table 4; what FFmpeg's scaler uses, BT.601 where the stream says nothing
@@ -496,5 +494,3 @@ def _read_tables(file_list: Path, audio_offsets: Path) -> list[_TableRow]:
     if not rows:
         raise ManifestError("holds no clip", path=file_list, remedy="Build a manifest with at least one clip")
     return rows
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
@@ -91,9 +91,7 @@ class SoundWindow:
         length = -(-self.num_samples * native_rate // rate)
         native, valid = reader.read(self.start - margin, self.start + length + margin)
         out[:] = resample(native, in_rate=native_rate, out_rate=rate, num_samples=self.num_samples)
-        first, stop = (
-            min(max(-(-(index - margin) * rate // native_rate), 0), self.num_samples) for index in valid
-        )
+        first, stop = (min(max(-(-(index - margin) * rate // native_rate), 0), self.num_samples) for index in valid)
         if first >= stop:
             out[:] = 0.0
             return 0, 0
@@ -156,9 +154,7 @@ class SlotLayout:
 
     def sound(self, memory: mmap.mmap, slot: int) -> npt.NDArray[np.float32]:
         """float32 [shape=(num_samples,)]: the sound of a slot."""
-        return np.ndarray(
-            (self.num_samples,), np.float32, memory, offset=slot * self.slot_bytes + self._frames_bytes
-        )
+        return np.ndarray((self.num_samples,), np.float32, memory, offset=slot * self.slot_bytes + self._frames_bytes)
 
 
 def _aligned(num_bytes: int) -> int:

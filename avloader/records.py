@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["arrow_schema", "decode", "encode"]
+__all__ = ["arrow_schema", "decode", "encode", "field_names"]
 
 T = TypeVar("T")
 
@@ -32,6 +33,16 @@ def arrow_schema(record: type) -> pa.Schema:
     be None are nullable.
     """
     return pa.schema(_fields(record))
+
+
+def field_names(fields: Iterable[pa.Field], prefix: str = "") -> set[str]:
+    """Names of all columns of a schema, those inside structs as "outer.inner"."""
+    names = set()
+    for field in fields:
+        names.add(prefix + field.name)
+        if pa.types.is_struct(field.type):
+            names |= field_names(field.type, f"{prefix}{field.name}.")
+    return names
 
 
 def encode(value: Any) -> Any:

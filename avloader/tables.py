@@ -40,7 +40,6 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-TABLES = ("media.parquet", "clips.parquet")
 _TEXTS = ("file_list.txt", "audio_offsets.csv", "rejected.csv")
 ROWS_PER_CHUNK = 65536
 MEDIA_PER_CHUNK = 2048
@@ -62,6 +61,7 @@ _CLIPS_SCHEMA = pa.schema(
 )
 # Derived, so that nobody has to read the tables of frame times to learn which media have one.
 _MEDIA_SCHEMA = records.arrow_schema(MediaInfo).append(pa.field("constant_times", pa.bool_()))
+TABLES = {"media.parquet": _MEDIA_SCHEMA, "clips.parquet": _CLIPS_SCHEMA}
 _OFFSETS_HEADER = ("row", "path", "start_sample", "num_samples", "sample_rate", "start_seconds", "duration_seconds")
 _REJECTED_HEADER = ("line", "path", "start", "end", "label", "code", "message")
 _WHITE_SPACE = re.compile(r"[ \t\n\v\f\r]")
@@ -200,7 +200,7 @@ class TableWriter:
             "fingerprint": fingerprint.hexdigest(),
             "files": {
                 name: {"size": os.stat(self._path(name)).st_size, "sha256": file_digest(self._path(name))}
-                for name in TABLES + _TEXTS
+                for name in (*TABLES, *_TEXTS)
             },
         }
         with open(self._path("manifest.json"), "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -161,13 +161,13 @@ class FrameTimes:
         return self.table is None
 
     def pts(self, index: int) -> int:
-        """pts of frame `index`, 0 <= index < num_frames."""
+        """Pts of frame `index`, 0 <= index < num_frames."""
         if not 0 <= index < self.num_frames:
             raise IndexError(f"frame {index} is outside [0, {self.num_frames})")
         return self.first_pts + index * self.step_pts if self.table is None else int(self.table[index])
 
     def pts_of(self, indices: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """pts of the frames `indices` [shape=(n,)], int64."""
+        """Pts of the frames `indices` [shape=(n,)], int64."""
         index = np.asarray(indices, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= self.num_frames):
             raise IndexError(f"frames {index.min()} to {index.max()} are not all inside [0, {self.num_frames})")

@@ -60,6 +60,7 @@ class VideoReader:
         self._num_threads = num_threads
         self._reformatter = VideoReformatter()
         self._container: av.container.InputContainer | None = None
+        self._position: int | None = None  # pts of the last frame taken
         self._closed = False
         try:
             self._open()
@@ -99,7 +100,7 @@ class VideoReader:
                 return out
             except _ReadError as found:
                 failure = found
-                self._position = None
+                self._release()  # flushing does not rid a decoder of everything that damage leaves in it
         assert failure is not None
         raise self._error(failure) from failure.__cause__
 
@@ -139,6 +140,8 @@ class VideoReader:
         rate = stream.average_rate
         self._reach = int(_CHEAPER_THAN_SEEK / (rate * self._seconds_per_tick)) if rate else 0
         self._can_skip = context.codec.name in _SKIPPING_CODECS
+        # VP8 has packets that only refresh a reference.
+        self._owes_every_frame = context.codec.name != "vp8"
         self._shape = self._size or (context.height, context.width)
         self._is_fresh = True
         self._restart()
@@ -149,9 +152,10 @@ class VideoReader:
         self._packets = self._container.demux(self._stream)
         self._held: av.Packet[av.VideoStream] | None = None  # the first packet to decode
         self._ahead: deque[av.VideoFrame] = deque()  # decoded, but not taken
-        self._position: int | None = None  # pts of the last frame taken
+        self._position = None
         self._newest: int | None = None  # pts of the last decoded frame
         self._highest: int | None = None  # of all packets sent to the decoder
+        self._owed: set[int] = set()  # pts of the packets whose frames have not come out
         self._damage: int | None = None  # pts of the first damaged frame
 
     def _release(self) -> None:
@@ -243,14 +247,14 @@ class VideoReader:
         while place < len(wanted) or self._newest is None or self._newest < horizon:
             if place < len(wanted) and self._ahead:
                 frame = self._ahead.popleft()
-                stamp = self._position = _frame_stamp(frame)
-                if stamp < wanted[place]:
+                self._position = shown_pts = _frame_stamp(frame)
+                if shown_pts < wanted[place]:
                     continue
-                if stamp > wanted[place]:
+                if shown_pts > wanted[place]:
                     raise _ReadError(f"there is no frame at {self._time(wanted[place])}")
                 self._convert(frame, out[place])
                 first, place = place, place + 1
-                while place < len(wanted) and wanted[place] == stamp:
+                while place < len(wanted) and wanted[place] == shown_pts:
                     out[place] = out[first]
                     place += 1
                 continue
@@ -279,7 +283,8 @@ class VideoReader:
         stamp = _stamp(packet) if packet.size else None
         # What lies before the key frame was decoded without its references, and nothing after it refers to it.
         counts = stamp is not None and (start.near is None or stamp >= start.near)
-        self._stream.codec_context.skip_frame = "NONREF" if may_skip and start.may_skip else "DEFAULT"
+        is_skipping = may_skip and start.may_skip
+        self._stream.codec_context.skip_frame = "NONREF" if is_skipping else "DEFAULT"
         try:
             frames = packet.decode()
         except (av.error.FFmpegError, OSError) as error:
@@ -289,10 +294,16 @@ class VideoReader:
             return
         if stamp is not None and not packet.is_discard:
             self._highest = stamp if self._highest is None else max(self._highest, stamp)
-            if packet.is_corrupt and counts:
+            # A lost part of a file often reads as zeros, which decoders take for nothing at all.
+            if counts and (packet.is_corrupt or not any(memoryview(packet)[:8])):
                 self._note_damage(stamp)
+            if counts and not is_skipping and self._owes_every_frame:
+                self._owed.add(stamp)
         for frame in frames:
             self._newest = _frame_stamp(frame)
+            self._owed.discard(self._newest)
+            if self._owed and min(self._owed) < self._newest:
+                self._note_damage(min(self._owed))
             if frame.is_corrupt and (start.near is None or self._newest >= start.near):
                 self._note_damage(self._newest)
             self._ahead.append(frame)
@@ -310,7 +321,7 @@ class VideoReader:
         else:
             picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR)
         plane = picture.planes[0]
-        rows: npt.NDArray[np.uint8] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        rows: npt.NDArray[np.uint8] = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         out.reshape(height, 3 * width)[:] = rows[:height, : 3 * width]
 
 

@@ -104,9 +104,7 @@ class WorkerPool:
     A worker that dies fails the task that it ran with `WorkerDied`, and is replaced.
     """
 
-    def __init__(
-        self, target: str, init: Any = None, *, num_workers: int, memory: SharedMemory | None = None
-    ) -> None:
+    def __init__(self, target: str, init: Any = None, *, num_workers: int, memory: SharedMemory | None = None) -> None:
         if num_workers < 1:
             raise ValueError(f"num_workers={num_workers} must be at least 1")
         self._make_worker: Callable[[], _Worker] = lambda: _Worker(target, init, memory)

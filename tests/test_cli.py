@@ -20,9 +20,13 @@ from avloader.demo import demo_clip
 COMMANDS = ["demo", "manifest", "inspect", "check", "preview"]
 
 
+# The commands run from other folders; where the package is not installed, they find it here.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
 def _run(*arguments: str | os.PathLike[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "avloader.cli", *map(os.fspath, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=120, env=ENVIRONMENT)
 
 
 @pytest.fixture
@@ -297,7 +301,7 @@ def test_output_into_a_pipe_that_closes_early_is_no_error():
 
 def test_ctrl_c_exits_with_130_and_without_traceback(tmp_path):
     command = [sys.executable, "-m", "avloader.cli", "demo", "--device", "cpu", "--output", str(tmp_path / "demo")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     with process:
         assert process.stdout is not None
         process.stdout.readline()  # the first step is done: it is past its imports of argparse and at work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import truth
 from conftest import TruthMedia
@@ -366,6 +368,18 @@ def test_another_schema_is_refused(media: Path, change: dict[str, Any], message:
     path.write_text(json.dumps({name: value for name, value in facts.items() if value is not None}))
     with pytest.raises(ManifestError, match=message):
         Manifest.open(path.parent)
+
+
+def test_tables_without_a_column_are_refused(media: Path) -> None:
+    folder = Path(build(media, [("mp4_25.mp4", 0, 1, "x")]).path)
+    table = pq.read_table(folder / "media.parquet")
+    pq.write_table(table.drop_columns(["origin"]), folder / "media.parquet")
+    facts = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "media.parquet").read_bytes()
+    facts["files"]["media.parquet"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(ManifestError, match=r"media\.parquet: it lacks the columns origin, another version"):
+        Manifest.open(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import subprocess
@@ -81,14 +82,16 @@ def test_decoding_from_a_key_frame_gives_it_as_a_linear_decode_does(name: str, t
         plain = {frame.pts: frame.to_ndarray() for frame in container.decode(video=0)}
     for pts in info.video.keyframe_pts.tolist():
         with av.open(str(path)) as container:
-            container.seek(pts, stream=container.streams.video[0])
-            frame = next(frame for frame in container.decode(video=0) if frame.pts is not None and frame.pts >= pts)
+            packets = itertools.dropwhile(lambda packet: packet.pts != pts, container.demux(video=0))  # noqa: B023
+            frame = next(frame for packet in packets for frame in packet.decode() if frame.pts >= pts)
         assert frame.pts == pts
         np.testing.assert_array_equal(frame.to_ndarray(), plain[pts])
 
 
 @pytest.mark.parametrize(
-    "recipe", [recipe for recipe in CATALOG.values() if is_mp4(recipe) and recipe.name not in PACKETS], ids=lambda r: r.name
+    "recipe",
+    [recipe for recipe in CATALOG.values() if is_mp4(recipe) and recipe.name not in PACKETS],
+    ids=lambda r: r.name,
 )
 def test_tables_and_packets_say_the_same(
     recipe: Recipe, truth_media: TruthMedia, monkeypatch: pytest.MonkeyPatch
@@ -120,7 +123,12 @@ def test_an_hour_is_told_by_its_header(truth_media: TruthMedia) -> None:
 
 @pytest.mark.parametrize(
     ("name", "rate"),
-    [("mp4_29_97", "30000/1001"), ("mkv_aac", "30000/1001"), ("mpegts_29_97", "30000/1001"), ("mp4_23_976", "24000/1001")],
+    [
+        ("mp4_29_97", "30000/1001"),
+        ("mkv_aac", "30000/1001"),
+        ("mpegts_29_97", "30000/1001"),
+        ("mp4_23_976", "24000/1001"),
+    ],
 )
 def test_a_constant_rate_is_found_exactly_also_behind_rounded_time_stamps(
     name: str, rate: str, truth_media: TruthMedia
@@ -130,9 +138,8 @@ def test_a_constant_rate_is_found_exactly_also_behind_rounded_time_stamps(
     assert video.frame_rate == video.average_rate == Fraction(rate)
 
 
-@pytest.mark.parametrize("name", ["variable_rate", "avi_mpeg4"])
-def test_a_variable_rate_is_no_rate(name: str, truth_media: TruthMedia) -> None:
-    video = probe(truth_media[name]).video
+def test_a_variable_rate_is_no_rate(truth_media: TruthMedia) -> None:
+    video = probe(truth_media["variable_rate"]).video
     assert video is not None
     assert video.frame_rate is None
     span = video.times.seconds(len(video.times) - 1) - video.times.start_seconds
@@ -149,42 +156,38 @@ def test_the_codec_frame_is_known_or_said_to_vary(name: str, size: int, truth_me
     assert audio.frame_size == size
 
 
-def test_sound_that_is_upsampled_in_decoding_is_counted_at_the_output_rate(tmp_path: Path) -> None:
-    path = tmp_path / "he.mp4"
-    with av.open(str(path), "w") as output:
-        encoder = av.CodecContext.create("aac", "w")
-        assert isinstance(encoder, av.AudioCodecContext)
-        encoder.sample_rate, encoder.layout, encoder.format = 24000, "mono", "fltp"  # type: ignore[assignment]
-        encoder.time_base = Fraction(1, 24000)
-        stream = output.add_stream("aac", rate=24000, layout="mono")
-        stream.time_base = Fraction(1, 24000)
-        # SBR at 48 kHz over AAC-LC at 24 kHz, mono (ISO/IEC 14496-3, 1.6.2.1).
-        bits = f"{5:05b}{6:04b}{1:04b}{3:04b}{2:05b}000"
-        stream.codec_context.extradata = int(bits.ljust(32, "0"), 2).to_bytes(4, "big")
-        noise = np.random.default_rng(1).normal(0, 0.1, (1, 24000)).astype(np.float32)
-        packets = []
-        for start in range(0, noise.shape[1], 1024):
-            block = np.ascontiguousarray(noise[:, start : start + 1024])
-            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = 24000, start, Fraction(1, 24000)
-            packets += encoder.encode(frame)
-        for packet in packets + encoder.encode(None):
-            packet.stream = stream
-            output.mux(packet)
-    audio = probe(path).audio
-    assert audio is not None
-    sound = linear_sound(path)
-    assert sound.rate == 48000
-    assert (audio.sample_rate, audio.frame_size, audio.gaps) == (48000, 2048, ())
-    assert audio.start_seconds == sound.start
-    assert abs(audio.num_samples - len(sound.samples)) <= 2048
-
-
 def patched(source: Path, target: Path, change: Callable[[bytearray], None]) -> Path:
     data = bytearray(source.read_bytes())
     change(data)
     target.write_bytes(data)
     return target
+
+
+def test_sound_that_is_upsampled_in_decoding_is_counted_at_the_output_rate(tmp_path: Path) -> None:
+    plain = tmp_path / "lc.mp4"
+    with av.open(str(plain), "w") as output:
+        stream = output.add_stream("aac", rate=24000, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        noise = np.random.default_rng(1).normal(0, 0.1, (1, 24 * 1024)).astype(np.float32)
+        for start in range(0, noise.shape[1], 1024):
+            block = np.ascontiguousarray(noise[:, start : start + 1024])
+            frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 24000, start, Fraction(1, 24000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+    def announce_sbr(data: bytearray) -> None:
+        # The configuration's last byte: SBR present, at 48 kHz (ISO/IEC 14496-3, 1.6.2.1).
+        position = data.index(bytes.fromhex("130856e500"))
+        data[position + 4] = 0b1_0011_000
+
+    path = patched(plain, tmp_path / "he.mp4", announce_sbr)
+    audio, sound = probe(path).audio, linear_sound(path)
+    assert audio is not None
+    assert sound.rate == 48000
+    assert (audio.sample_rate, audio.frame_size, audio.gaps) == (48000, 2048, ())
+    assert audio.start_seconds == sound.start
+    assert abs(audio.num_samples - len(sound.samples)) <= 2048
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_rotation_is_what_ffmpeg_says(
 
 def test_tables_that_ffmpeg_does_not_confirm_are_not_trusted(truth_media: TruthMedia, tmp_path: Path) -> None:
     def play_at_double_speed(data: bytearray) -> None:
-        struct.pack_into(">I", data, data.index(b"elst") + 16, 0x20000)
+        struct.pack_into(">I", data, data.index(b"elst") + 20, 0x20000)
 
     path = patched(truth_media["no_sound"], tmp_path / "fast.mp4", play_at_double_speed)
     video = probe(path).video
@@ -317,7 +320,9 @@ def test_cover_art_is_no_video(tmp_path: Path, truth_media: TruthMedia) -> None:
 
 
 def test_ffmpeg_writes_nothing_to_the_terminal(truth_media: TruthMedia, tmp_path: Path) -> None:
-    broken = patched(truth_media["mpegts"], tmp_path / "broken.ts", lambda data: data.__setitem__(slice(5000, 9000), b"x" * 4000))
+    broken = patched(
+        truth_media["mpegts"], tmp_path / "broken.ts", lambda data: data.__setitem__(slice(5000, 9000), b"x" * 4000)
+    )
     make_text(tmp_path / "text.mp4")
     code = (
         "import sys\nfrom avloader.media import probe\nfrom avloader.errors import MediaError\n"
@@ -328,15 +333,14 @@ def test_ffmpeg_writes_nothing_to_the_terminal(truth_media: TruthMedia, tmp_path
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_a_thousand_probes_leave_no_open_file(truth_media: TruthMedia, tmp_path: Path) -> None:
+def test_probing_again_and_again_leaves_no_open_file(truth_media: TruthMedia, tmp_path: Path) -> None:
     make_text(tmp_path / "text.mp4")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
-        for path in (truth_media["no_sound"], truth_media["mkv_opus"], tmp_path / "text.mp4"):
-            try:
-                probe(path)
-            except MediaError as error:
-                assert error.code == "unreadable"
+        for name in ("no_sound", "mkv_opus"):
+            probe(truth_media[name])
+        with pytest.raises(MediaError):
+            probe(tmp_path / "text.mp4")
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -111,7 +111,7 @@ def test_rates_are_read_as_rationals() -> None:
 
 @pytest.mark.parametrize("value", ["0", "-25", "1/0", "nan", "inf", "", "fast", None])
 def test_a_rate_that_is_not_positive_and_finite_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="number$"):
+    with pytest.raises(ValueError, match=r"number$"):
         parse_rational(value)
 
 
@@ -173,7 +173,9 @@ def test_a_table_and_a_constant_spacing_answer_alike(first_pts: int, origin: Fra
 
 
 def test_the_nearest_frame_is_the_one_that_a_search_of_all_finds() -> None:
-    times = FrameTimes.from_pts([3, 10, 11, 40, 41, 90], time_base=Fraction(1, 10), origin=Fraction(1, 5), last_duration=4)
+    times = FrameTimes.from_pts(
+        [3, 10, 11, 40, 41, 90], time_base=Fraction(1, 10), origin=Fraction(1, 5), last_duration=4
+    )
     for step in range(-40, 400):
         instant = Fraction(step, 40)
         distances = [abs(times.seconds(frame) - instant) for frame in range(len(times))]

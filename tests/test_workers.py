@@ -16,7 +16,7 @@ import pytest
 from avloader.errors import DecodeError
 from avloader.workers import SharedMemory, WorkerDied, WorkerPool
 
-DOER = "tests.worker_tasks:Doer"
+DOER = "worker_tasks:Doer"
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_workers_write_into_shared_memory() -> None:
 
 
 def test_what_cannot_be_made_fails_every_task_with_the_reason() -> None:
-    with WorkerPool("tests.worker_tasks:Broken", num_workers=1) as pool:
+    with WorkerPool("worker_tasks:Broken", num_workers=1) as pool:
         for _ in range(3):
             with pytest.raises(RuntimeError, match="no such codec"):
                 pool.submit(("echo", 1)).result(20)

@@ -129,7 +129,9 @@ def check_line(line: str) -> None:
 def bad(line: int, fault: LineError, text: str) -> BadAnnotation:
     """The fault of a line, with the beginning of its text."""
     text = text.rstrip("\r\n")
-    return BadAnnotation(line, fault.code, str(fault), text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT - 3]}...")
+    return BadAnnotation(
+        line, fault.code, str(fault), text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 from avloader.errors import AnnotationError, AVLoaderError, DecodeError, ManifestError, MediaError, SyncError
-from avloader.manifest import Manifest, build_manifest
-from avloader.media import MediaInfo, probe
 
 if TYPE_CHECKING:
     from avloader.features import MFCC, Decibels, Ln, Log10, MelSpectrogram, Spectrogram
     from avloader.loader import AVBatch, AVLoader
+    from avloader.manifest import Manifest, build_manifest
+    from avloader.media import MediaInfo, probe
     from avloader.pipeline import AudioVisualPipeline
 
 __all__ = [
@@ -50,8 +50,12 @@ _LAZY = {
     "Ln": "features",
     "Log10": "features",
     "MFCC": "features",
+    "Manifest": "manifest",
+    "MediaInfo": "media",
     "MelSpectrogram": "features",
     "Spectrogram": "features",
+    "build_manifest": "manifest",
+    "probe": "media",
 }
 
 

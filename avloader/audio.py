@@ -21,8 +21,8 @@ from avloader.timeline import round_half_up
 
 __all__ = ["AudioReader"]
 
-# Packets that a decoder needs before its output equals that of a linear decode; twice what the codec's overlap and
-# prediction ask for. Codecs without memory need none.
+# Packets after which a decoder's output equals that of a linear decode. Opus converges slowly: 320 ms reach 93 dB,
+# 960 ms the same bits. Codecs without memory need none.
 _PREROLL_PACKETS = {"opus": 48, "mp3": 24, "mp2": 4, "aac": 8, "vorbis": 4, "flac": 0, "alac": 0}
 _OTHER_PREROLL_PACKETS = 16
 _USUAL_FRAME = 1024
@@ -85,7 +85,9 @@ class AudioReader:
             out = np.empty(stop - start, dtype=np.float32)
         elif out.shape != (stop - start,) or out.dtype != np.float32:
             raise ValueError(f"out must be float32 of shape {(stop - start,)}, got {out.dtype} of shape {out.shape}")
-        first, last = max(start, 0), min(stop, self._info.num_samples)
+        # Packets of varying length do not tell where in the last one the sound ends; the decoder does.
+        unknown_tail = 0 if self._info.frame_size else _TAIL_SAMPLES
+        first, last = max(start, 0), min(stop, self._info.num_samples + unknown_tail)
         if first >= last:
             out[:] = 0
             return out, (0, 0)
@@ -97,8 +99,8 @@ class AudioReader:
         for origin in self._starts(first):
             try:
                 self._go_to(origin)
-                self._fill(start, first, last, out)
-                return out, valid
+                end = self._fill(start, first, last, out)
+                return out, (first - start, end - start) if first < end else (0, 0)
             except _ReadError as found:
                 failure = found
                 self._release()  # flushing does not rid a decoder of everything that damage leaves in it
@@ -236,8 +238,11 @@ class AudioReader:
 
     # Decoding ---------------------------------------------------------------------------------------------------------
 
-    def _fill(self, start: int, first: int, last: int, out: npt.NDArray[np.float32]) -> None:
+    def _fill(self, start: int, first: int, last: int, out: npt.NDArray[np.float32]) -> int:
         """Write samples [first, last) to `out`, whose sample 0 is `start`, and zeros around them.
+
+        Returns:
+            `last`, or where the sound ends if that comes first.
 
         Raises:
             _ReadError: If sound is missing or damaged.
@@ -253,10 +258,11 @@ class AudioReader:
             if following is None:
                 self._check_absent(written, min(last, self._info.num_samples - _TAIL_SAMPLES))
                 self._next_position = None  # the decoder is drained: it cannot go on
-                break
+                return written
             if following.stop > first:
                 self._blocks.append(following)
                 written = self._write(following, start, written, last, out)
+        return last
 
     def _write(self, block: _Block, start: int, written: int, last: int, out: npt.NDArray[np.float32]) -> int:
         """Write the part of a block that lies in the window; returns up to where the window is complete."""

@@ -219,6 +219,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
         media_template=arguments.media_template,
         num_workers=arguments.workers,
     )
+    num_labels = len({*manifest.label.tolist()} - {-1})  # -1: without label
     rejected = manifest.rejected()
     reasons = Counter(row["code"] for row in rejected).most_common()
     if arguments.json:
@@ -229,7 +230,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
                 "rejected": len(rejected),
                 "reasons": dict(reasons),
                 "media": manifest.num_media,
-                "labels": len(manifest.labels),
+                "labels": num_labels,
                 "fingerprint": manifest.fingerprint,
             }
         )
@@ -239,7 +240,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
             (
                 "kept",
                 f"{len(manifest)}",
-                f"{_plural(manifest.num_media, 'medium', 'media')}, {_plural(len(manifest.labels), 'label')}",
+                f"{_plural(manifest.num_media, 'medium', 'media')}, {_plural(num_labels, 'label')}",
             )
         ]
         rows += [(code, f"{count}", firsts[code]) for code, count in reasons]

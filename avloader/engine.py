@@ -1,8 +1,8 @@
 """Executes batches of clips in order: lanes of DALI pipelines, each over a stretch of the plan.
 
 NVDEC's reader drives one decoder engine of the GPU and knows its clips from the start, so batch k of a stretch goes to
-lane k modulo the number of lanes, each lane has a file list of its own, and the lanes of the next stretch are made while
-this one runs. With decoding on the CPU one lane suffices: worker processes do the decoding, the lane runs the graph.
+lane k modulo the number of lanes, each lane has a file list of its own, and the lanes of the next stretch are made
+while this one runs. With decoding on the CPU one lane suffices: workers decode, the lane runs the graph.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from avloader.errors import DecodeError
 from avloader.pipeline import ClipPipeline, GraphOptions, write_file_list
@@ -163,7 +164,7 @@ class Engine:
             folder.mkdir()
             file_list = folder / "file_list.txt"
             # The reader knows full batches only: a short one is filled up, and cut again in `_collect`.
-            padded = [clip for batch in batches for clip in (*batch, *batch[-1:] * (self._batch_size - len(batch)))]
+            padded = [clip for batch in batches for clip in (*batch, *[batch[-1]] * (self._batch_size - len(batch)))]
             write_file_list(file_list, padded, num_frames=self._reader.span, links=folder)
         pipe = ClipPipeline(
             map(ahead.take, indices),
@@ -203,8 +204,7 @@ class Engine:
     ) -> tuple[dict[str, torch.Tensor], torch.cuda.Event | None]:
         names = self._graph.output_names[:-1]  # the rows were compared already
         tensors = {
-            name: torch.from_dlpack(output.as_tensor())[:num_clips]
-            for name, output in zip(names, outputs, strict=False)
+            name: from_dlpack(output.as_tensor())[:num_clips] for name, output in zip(names, outputs, strict=False)
         }
         if self._stream is None:
             return tensors, None

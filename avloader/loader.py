@@ -108,8 +108,8 @@ class SkippedClip:
 class AVLoader:
     """Synchronized batches from a manifest.
 
-    What an epoch delivers is a function of (manifest, options, seed, epoch) alone: the same clips in the same order on a
-    CPU and on a GPU, for any number of workers and ranks, resumed or not. ::
+    What an epoch delivers is a function of (manifest, options, seed, epoch) alone: the same clips in the same order on
+    a CPU and on a GPU, for any number of workers and ranks, resumed or not. ::
 
         loader = AVLoader("manifests/train", batch_size=16, num_frames=16, shuffle=True)
         for batch in loader:

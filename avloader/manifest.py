@@ -10,7 +10,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,7 +27,7 @@ from avloader import records
 from avloader.annotations import Annotation, BadAnnotation, read_annotations
 from avloader.errors import ManifestError, MediaError
 from avloader.folders import new_folder
-from avloader.media import MediaInfo, VideoInfo, probe
+from avloader.media import MediaInfo, Prober, VideoInfo
 from avloader.tables import (
     MEDIA_PER_CHUNK,
     ROWS_PER_CHUNK,
@@ -40,10 +39,12 @@ from avloader.tables import (
     file_digest,
 )
 from avloader.timeline import FrameTimes, seconds_to_text
+from avloader.workers import WorkerDied, WorkerPool, available_cores
 
 __all__ = ["SCHEMA_VERSION", "Manifest", "ManifestRow", "MediaRates", "build_manifest"]
 
 _REBUILD = "Build the manifest again"
+_MEDIA_OF_A_WORKER = 64  # for fewer media a process does not pay
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 _Int64 = npt.NDArray[np.int64]
@@ -436,22 +437,29 @@ def _probe_all(
     paths: Sequence[str], num_workers: int | None, progress: bool | None
 ) -> dict[str, MediaInfo | MediaError]:
     """Facts of every medium, or why there are none."""
-    with ThreadPoolExecutor(num_workers or os.cpu_count()) as pool:
-        return dict(zip(paths, _with_progress(pool.map(_probe_one, paths), len(paths), progress), strict=True))
+    found: dict[str, MediaInfo | MediaError] = {}
+    for path, facts in _with_progress(_probe_each(paths, num_workers), len(paths), progress):
+        found[path] = facts
+    return {path: found[path] for path in paths}  # in an order that does not depend on which worker was faster
 
 
-def _probe_one(path: str) -> MediaInfo | MediaError:
-    try:
-        if path.encode(errors="ignore").decode().replace("\0", "") != path:
-            raise MediaError("its path is not UTF-8 or holds a null", path=path, remedy="Rename it", code="unreadable")
-        return probe(path)
-    except MediaError as error:
-        return error
+def _probe_each(paths: Sequence[str], num_workers: int | None) -> Iterator[tuple[str, MediaInfo | MediaError]]:
+    num_workers = min(num_workers or available_cores(), len(paths) // _MEDIA_OF_A_WORKER)
+    if num_workers < 2:
+        prober = Prober()
+        yield from ((path, prober(path)) for path in paths)
+        return
+    with WorkerPool("avloader.media:Prober", num_workers=num_workers) as pool:
+        for path, future in pool.map_unordered(paths):
+            try:
+                yield path, future.result()
+            except WorkerDied as error:  # FFmpeg crashed in it
+                yield path, MediaError(error.cause, path=path, remedy="Replace the file", code="unreadable")
 
 
 def _with_progress(
-    results: Iterable[MediaInfo | MediaError], total: int, progress: bool | None
-) -> Iterator[MediaInfo | MediaError]:
+    results: Iterable[tuple[str, MediaInfo | MediaError]], total: int, progress: bool | None
+) -> Iterator[tuple[str, MediaInfo | MediaError]]:
     """The results, with a progress bar on standard error once they have taken two seconds."""
     console = Console(stderr=True)
     shown = console.is_terminal if progress is None else progress

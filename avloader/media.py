@@ -23,7 +23,7 @@ from avloader.errors import MediaError
 from avloader.mp4 import Movie, Track, read_movie
 from avloader.timeline import FrameTimes, round_half_up
 
-__all__ = ["AudioInfo", "MediaInfo", "VideoInfo", "probe"]
+__all__ = ["AudioInfo", "MediaInfo", "Prober", "VideoInfo", "probe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +159,24 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
             facts = _facts(name, status, container, movie, _from_packets)
             assert facts is not None
             return facts
+
+
+class Prober:
+    """What a worker process runs to probe media."""
+
+    def __init__(self, init: None = None, memory: None = None) -> None:
+        pass
+
+    def __call__(self, path: str) -> MediaInfo | MediaError:
+        """Facts of the medium, or why there are none."""
+        try:
+            if path.encode(errors="ignore").decode().replace("\0", "") != path:
+                raise MediaError(
+                    "its path is not UTF-8 or holds a null", path=path, remedy="Rename it", code="unreadable"
+                )
+            return probe(path)
+        except MediaError as error:
+            return error
 
 
 def _facts(
@@ -518,6 +536,8 @@ def _flac_samples(head: bytes) -> int:
 
 # Sample tables --------------------------------------------------------------------------------------------------------
 
+# A decoder delivers their last frame whole, even where the container says that the sound ends within it.
+_WHOLE_FRAME_CODECS = frozenset({"aac", "ac3", "eac3", "mp2", "mp3", "mp3float", "opus", "libopus"})
 _NUM_CHECKED = 6
 _MAX_CHECK_PACKETS = 2000
 
@@ -647,6 +667,8 @@ class _Ends:
                 return False
             assert packet.pts is not None
             stop = packet.pts + (packet.duration or 0)
+            if _codec_name(self.stream) in _WHOLE_FRAME_CODECS:
+                stop = max(stop, packet.pts + int(self.track.stts[0, 1]))
             if not len(self.pts):
                 if stop == self.stop_pts:
                     return True
@@ -795,7 +817,8 @@ def _audio_info(source: _Source, stream: av.AudioStream, found: _Sounds) -> Audi
     for index, pts in enumerate(found.pts):
         skip = found.skip[index] or skip
         length = found.num_samples[index] or frame_size or round_half_up(found.duration[index] * tick)
-        if index == last and found.duration[index] and not found.trim[index] and not found.num_samples[index]:
+        is_last_stated = index == last and found.duration[index] and not found.trim[index]
+        if is_last_stated and not found.num_samples[index] and _codec_name(stream) not in _WHOLE_FRAME_CODECS:
             duration = round_half_up(found.duration[index] * tick)
             if duration < length - tick:
                 length = duration

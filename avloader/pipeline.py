@@ -172,15 +172,16 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             "order": (1, types.INT32, None),
         }
         ndim, dtype, layout = zip(*(kinds[name] for name in self._input_names()), strict=True)
-        nodes: list[DataNode] = fn.external_source(
-            source=self._feed,
-            num_outputs=len(ndim),
-            ndim=list(ndim),
-            dtype=list(dtype),
-            layout=[text or "" for text in layout],
-            batch=True,
+        return list(
+            fn.external_source(
+                source=self._feed,
+                num_outputs=len(ndim),
+                ndim=list(ndim),
+                dtype=list(dtype),
+                layout=[text or "" for text in layout],
+                batch=True,
+            )
         )
-        return nodes
 
     def _feed(self) -> tuple[list[npt.NDArray[Any]], ...]:
         """The inputs of the next batch; DALI calls it when it schedules a run."""

@@ -150,11 +150,14 @@ class SlotLayout:
         """uint8 [shape=(F, H, W, 3)]: the frames of a slot."""
         if self.frames_shape is None:
             raise ValueError("this layout holds no frames")
-        return np.ndarray(self.frames_shape, np.uint8, memory, offset=slot * self.slot_bytes)
+        frames: npt.NDArray[np.uint8] = np.ndarray(self.frames_shape, np.uint8, memory, offset=slot * self.slot_bytes)
+        return frames
 
     def sound(self, memory: mmap.mmap, slot: int) -> npt.NDArray[np.float32]:
         """float32 [shape=(num_samples,)]: the sound of a slot."""
-        return np.ndarray((self.num_samples,), np.float32, memory, offset=slot * self.slot_bytes + self._frames_bytes)
+        offset = slot * self.slot_bytes + self._frames_bytes
+        sound: npt.NDArray[np.float32] = np.ndarray((self.num_samples,), np.float32, memory, offset=offset)
+        return sound
 
 
 def _aligned(num_bytes: int) -> int:

@@ -21,7 +21,7 @@ from avloader.errors import DecodeError
 __all__ = ["VideoReader"]
 
 # Decoders that leave out non-reference frames on demand without a trace in the other frames.
-_SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg2video", "mpeg4"})
+_SKIPPING_CODECS = frozenset({"h264", "hevc"})
 
 _CHEAPER_THAN_SEEK = 4  # frames before the next key frame that are decoded rather than left out by a seek
 

@@ -96,7 +96,7 @@ class WorkerPool:
     """Runs tasks in worker processes, first come first served.
 
     Args:
-        target: "module:Class" of this package. Each worker makes one ``Class(init, memory)`` and calls it with each task.
+        target: "module:Class". Each worker makes one ``Class(init, memory)`` and calls it with each task.
         init: First argument of the class; must be picklable.
         num_workers: Processes, > 0.
         memory: Shared memory, handed to the class as a writable buffer; None: none.

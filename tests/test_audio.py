@@ -48,7 +48,7 @@ def sound_info(path: Path) -> AudioInfo:
 
 
 def linear(path: Path, info: AudioInfo, start: int, stop: int) -> npt.NDArray[np.float32]:
-    samples = linear_sound(path).samples[: info.num_samples]
+    samples = linear_sound(path).samples
     window = np.zeros(stop - start, dtype=np.float32)
     first, last = max(start, 0), min(stop, len(samples))
     if first < last:
@@ -67,11 +67,12 @@ def windows_of(name: str, count: int) -> list[tuple[int, int]]:
 def test_windows_equal_a_linear_decode_wherever_they_start(name: str, truth_media: TruthMedia) -> None:
     path = truth_media[name]
     info = sound_info(path)
+    count = len(linear_sound(path).samples)
     with AudioReader(str(path), info) as reader:
-        for start, stop in windows_of(name, info.num_samples):
+        for start, stop in windows_of(name, count):
             window, valid = reader.read(start, stop)
             expected = linear(path, info, start, stop)
-            first, last = max(start, 0), min(stop, info.num_samples)
+            first, last = max(start, 0), min(stop, count)
             assert valid == ((first - start, last - start) if first < last else (0, 0))
             if name in BIT_EQUAL:
                 assert np.array_equal(window, expected), (start, stop)

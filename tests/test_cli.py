@@ -311,3 +311,34 @@ def test_ctrl_c_exits_with_130_and_without_traceback(tmp_path):
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert errors.strip().endswith("avloader: stopped")
+
+
+def test_without_dali_and_torch_all_but_the_demo_works(manifest, tmp_path):
+    code = """
+import sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("nvidia", "torch"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+from avloader.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT)
+
+    for arguments in (
+        ["inspect", str(demo_clip())],
+        ["check", str(manifest), "--sample", "1"],
+        ["preview", str(manifest), "--output", str(tmp_path / "a.png")],
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+    done = run("demo", "--output", str(tmp_path / "demo"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "needs the package 'torch'" in done.stderr

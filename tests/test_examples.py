@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from avloader.demo import ANNOTATIONS
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}  # where the package is not installed
 
 
 def _run(name: str, *arguments: str) -> str:
@@ -21,7 +24,7 @@ def _run(name: str, *arguments: str) -> str:
         text=True,
         check=False,
         timeout=240,
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -32,6 +35,25 @@ def test_every_example_is_tested_and_short():
     assert tested == {path.name for path in EXAMPLES.glob("*.py")}
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) < 60, path.name
+
+
+def test_the_lines_of_python_in_the_readme_print_what_it_says(tmp_path):
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    code, output = re.findall(r"```python\n(.*?)```.*?```\n(.*?)```", readme, re.DOTALL)[0]
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "clips.csv").write_text(ANNOTATIONS)
+    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == output
 
 
 def test_01_manifest(tmp_path):

@@ -61,8 +61,9 @@ def test_frames_and_sound_are_those_of_a_linear_decode(recipe: Recipe, truth_med
         sound = linear_sound(path)
         assert (info.audio.start_seconds, info.audio.sample_rate) == (sound.start, sound.rate)
         assert list(info.audio.gaps) == sound.holes
-        # A decoder may deliver the whole last frame where the container ends within it.
-        assert 0 <= len(sound.samples) - info.audio.num_samples < 1024
+        # In Matroska the varying packets of Vorbis end somewhere within a millisecond.
+        unknown = 48 if recipe.name == "mkv_vorbis" else 0
+        assert 0 <= len(sound.samples) - info.audio.num_samples <= unknown
 
 
 @every_recipe
@@ -227,15 +228,17 @@ def test_a_file_cut_off_says_so_whether_its_index_is_in_front_or_behind(
     truth_media: TruthMedia, tmp_path: Path
 ) -> None:
     in_front = tmp_path / "front.mp4"
-    with av.open(str(truth_media["no_sound"])) as source:
-        with av.open(str(in_front), "w", options={"movflags": "faststart"}) as output:
-            copy = output.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.size:
-                    packet.stream = copy
-                    output.mux(packet)
+    with (
+        av.open(str(truth_media["no_sound"])) as source,
+        av.open(str(in_front), "w", options={"movflags": "faststart"}) as output,
+    ):
+        copy = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                output.mux(packet)
     for name, path in {"behind": truth_media["no_sound"], "front": in_front}.items():
-        with pytest.raises(MediaError, match="cut off: [0-9]+ bytes are missing") as caught:
+        with pytest.raises(MediaError, match=r"cut off: [0-9]+ bytes are missing") as caught:
             probe(cut_off(path, tmp_path / f"{name}_half.mp4"))
         assert caught.value.code == "unreadable"
 

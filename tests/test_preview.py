@@ -49,7 +49,7 @@ def _clip(
         "title": "café.mp4",
         "caption": "a caption",
     }
-    return PreviewClip(**(fields | changes))  # type: ignore[arg-type]
+    return PreviewClip(**(fields | changes))
 
 
 def _pixels(clip: PreviewClip, tmp_path: object, **size: int) -> npt.NDArray[np.int16]:

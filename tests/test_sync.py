@@ -42,8 +42,9 @@ def rows_of(recipe: Recipe, media: TruthMedia) -> list[Row]:
     last = times[-1]
     across = max(recipe.picture.gop / recipe.picture.rate, Fraction(1))
     starts = [Fraction(0), across - Fraction(1, 8), Fraction("1.0333"), Fraction("3.98"), Fraction("5.617"), last / 2]
-    starts = [start for start in starts if start < last - 1]
     intervals = [(start, start + Fraction(4, 5)) for start in starts]
+    # A hole of the variable-rate media leaves some of them without enough frames.
+    intervals = [(start, end) for start, end in intervals if sum(start <= t < end for t in times) > NUM_FRAMES]
     intervals.append((times[-NUM_FRAMES], None))
     return [Row(path, path, start, end) for start, end in intervals]
 

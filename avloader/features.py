@@ -230,7 +230,7 @@ class Feature(ABC):
         )
         if self.center and self.n_fft % 2:
             # DALI centres an odd window on every multiple of the hop up to num_samples inclusive, librosa short of it.
-            num_samples = audio.shape()[0]  # type: ignore[no-untyped-call]  # DALI's method has no annotations
+            num_samples = audio.shape()[0]  # DALI's method has no annotations
             spectrogram = spectrogram[:, : (num_samples - 1) // self.hop_length + 1]
         return spectrogram
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 __all__ = ["arrow_schema", "decode", "encode", "field_names"]
@@ -22,6 +23,7 @@ _PLAIN: dict[Any, pa.DataType] = {
     int: pa.int64(),
     bool: pa.bool_(),
     Fraction: pa.string(),
+    npt.NDArray[np.int64]: pa.list_(pa.int64()),
     tuple[tuple[int, int], ...]: pa.list_(pa.list_(pa.int64())),
 }
 
@@ -64,8 +66,6 @@ def _fields(record: type) -> list[pa.Field]:
 def _arrow_type(hint: Any) -> pa.DataType:
     if dataclasses.is_dataclass(hint):
         return pa.struct(_fields(typing.cast(type, hint)))
-    if typing.get_origin(hint) is np.ndarray:
-        return pa.list_(pa.int64())
     return _PLAIN[hint]
 
 
@@ -76,7 +76,7 @@ def _decode(hint: Any, value: pa.Scalar) -> Any:
         return value.as_py()
     if dataclasses.is_dataclass(hint):
         return decode(typing.cast(type, hint), value)
-    if typing.get_origin(hint) is np.ndarray:
+    if hint == npt.NDArray[np.int64]:
         array = value.values.to_numpy(zero_copy_only=False)
         array.flags.writeable = False
         return array

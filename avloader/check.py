@@ -111,7 +111,10 @@ def _compare(manifest: Manifest, rows: list[ManifestRow]) -> Iterator[Finding]:
 
 def _linear_pts(path: str, stream_index: int) -> Generator[int, None, None]:
     """Pts of every frame of a stream, in the order in which a decoder gives them."""
-    with av.open(path) as container:
-        for frame in container.decode(container.streams[stream_index]):
+    with av.open(path, metadata_errors="replace") as container:
+        stream = container.streams[stream_index] if stream_index < len(container.streams) else None
+        if not isinstance(stream, (av.VideoStream, av.AudioStream)) or stream.codec_context is None:
+            return
+        for frame in container.decode(stream):
             if frame.pts is not None:
                 yield frame.pts

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
+import re
 import shlex
 import sys
 from collections import Counter
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Only ``--help`` and unusable arguments raise `SystemExit`, as argparse does.
     """
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what the terminal cannot show
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (AVLoaderError, OSError, TypeError, ValueError) as error:
         # On one line, whatever a file name holds: an error is one record of a log.
-        print(f"avloader {arguments.command}: error: {_one_line(_message(error))}", file=sys.stderr)
+        print(f"avloader {arguments.command}: error: {_one_line(_message(error, arguments))}", file=sys.stderr)
         return ERROR
     except ModuleNotFoundError as error:
         print(
@@ -310,7 +314,10 @@ def _preview(arguments: argparse.Namespace) -> int:
 
     manifest = Manifest.open(arguments.manifest)
     with _busy("drawing"):
-        clip = preview.read_clip(manifest, arguments.row, num_frames=arguments.frames, stride=arguments.stride)
+        try:
+            clip = preview.read_clip(manifest, arguments.row, num_frames=arguments.frames, stride=arguments.stride)
+        except AVLoaderError as error:
+            raise error.at_row(arguments.row) from error
         preview.save(preview.draw_clip(clip, width=arguments.width, height=arguments.height), arguments.output)
     if arguments.json:
         _print_json(
@@ -460,7 +467,8 @@ def _print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=not is_unicode))
 
 
 def _quiet(_: str) -> None:
@@ -497,7 +505,11 @@ def _rate(rate: Fraction) -> str:
     return str(rate) if rate.denominator == 1 else f"{float(rate):.3f} ({rate})"
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, arguments: argparse.Namespace) -> str:
+    if isinstance(error, (TypeError, ValueError)):
+        # Python names the argument first, as "width=9000 is out of range"; here it is an option.
+        name = re.split(r"\W", str(error), maxsplit=1)[0]
+        return f"--{name.replace('_', '-')}{str(error)[len(name) :]}" if name in vars(arguments) else str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}."
     return str(error)

@@ -3,30 +3,33 @@
 NVDEC's reader drives one decoder engine of the GPU and knows its clips from the start, so batch k of a stretch goes to
 lane k modulo the number of lanes, each lane has a file list of its own, and the lanes of the next stretch are made
 while this one runs. With decoding on the CPU one lane suffices: workers decode, the lane runs the graph.
+
+A lane whose reader fails or hangs is given up, and what it has not delivered is decoded on the CPU, which either
+delivers it or says which clip of which file cannot be read.
 """
 
 from __future__ import annotations
 
 import itertools
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch.utils.dlpack import from_dlpack
+from typing import Literal
 
 from avloader.errors import DecodeError
+from avloader.lanes import Delivered, Lane, LaneFailedError
 from avloader.pipeline import ClipPipeline, GraphOptions, write_file_list
-from avloader.reading import ClipRead, ReadAhead, ReadBatch, SlotLayout
-from avloader.workers import SharedMemory, WorkerPool
+from avloader.reading import ClipRead, ReadAhead, ReadPool, SlotLayout
 
-__all__ = ["Delivered", "Engine", "ReaderOptions"]
+__all__ = ["Engine", "ReaderOptions"]
 
 _STRETCH_BATCHES = 256  # batches of a stretch: long enough to hide its making, short enough to bound its open files
 _IN_FLIGHT = 2  # batches that DALI holds of each lane
 _SHARED_BYTES = 2 * 2**30  # how much decoded material may wait for the graph
+
+Batches = Sequence[tuple[int, Sequence[ClipRead]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +41,19 @@ class ReaderOptions:
         stride: Source frames between two that it reads.
         rearrange: Whether the clip's frames are picked from those.
         lanes: Readers side by side.
+        timeout: Seconds without a batch after which a reader counts as hanging.
     """
 
     num_frames: int
     stride: int
     rearrange: bool
     lanes: int
+    timeout: float
 
     @property
     def span(self) -> int:
         """Source frames from the first to the last that it reads."""
         return 1 + (self.num_frames - 1) * self.stride
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """A batch that left the graph.
-
-    Attributes:
-        read: What was read for it.
-        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
-        ready: On a GPU: the event after which the tensors hold their content.
-    """
-
-    read: ReadBatch
-    tensors: dict[str, torch.Tensor]
-    ready: torch.cuda.Event | None
 
 
 class Engine:
@@ -72,12 +62,15 @@ class Engine:
     Args:
         graph: What to make of frames and sound.
         reader: NVDEC's options, or None to decode on the CPU.
-        frames_shape: (F, H, W, 3) of a clip as decoded on the CPU; None with NVDEC.
+        frame_size: (height, width) of the frames that the CPU decodes.
         batch_size: Clips of a full batch.
         device: Where the graph runs.
         device_id: Which GPU.
         num_workers: Processes that read.
         num_threads: Threads of DALI's CPU operators.
+
+    Attributes:
+        fallbacks: What NVDEC's readers failed at, as sentences.
     """
 
     def __init__(
@@ -85,7 +78,7 @@ class Engine:
         graph: GraphOptions,
         *,
         reader: ReaderOptions | None,
-        frames_shape: tuple[int, int, int, int] | None,
+        frame_size: tuple[int, int],
         batch_size: int,
         device: Literal["cpu", "gpu"],
         device_id: int,
@@ -93,81 +86,93 @@ class Engine:
         num_threads: int,
     ) -> None:
         self._graph, self._reader = graph, reader
+        self._frames_shape = (graph.num_frames, *frame_size, 3)
         self._batch_size, self._device, self._device_id = batch_size, device, device_id
-        self._num_threads = num_threads
-        lanes = reader.lanes if reader else 1
-        fitting = _SHARED_BYTES // SlotLayout(batch_size, frames_shape, graph.num_samples).num_bytes
-        # Lanes take their first batches ahead of their turn, those of the next stretch too.
-        needed = 2 * lanes * _IN_FLIGHT + 1
-        batches = min(max(fitting, needed), 2 * needed)
-        self._layout = SlotLayout(batches * batch_size, frames_shape, graph.num_samples)
-        self._memory = SharedMemory(self._layout.num_bytes)
-        self._pool = WorkerPool(
-            "avloader.reading:ClipReader", self._layout, num_workers=num_workers, memory=self._memory
-        )
-        self._stream = torch.cuda.Stream(device_id) if device == "gpu" else None
+        self._num_workers, self._num_threads = num_workers, num_threads
+        self._pool = self._make_pool(with_frames=reader is None)
+        self._interrupted = threading.Event()
+        self.fallbacks: list[str] = []
 
     def close(self) -> None:
         """End the worker processes."""
         self._pool.close()
-        self._memory.close()
+
+    def interrupt(self) -> None:
+        """Let `run` end soon, from another thread, also while it waits for a batch."""
+        self._interrupted.set()
 
     def run(self, batches: Iterable[Sequence[ClipRead]]) -> Iterator[Delivered]:
         """The batches, in order. Closing the iterator stops reading.
 
         Raises:
-            DecodeError: If the GPU's reader fails.
-            SyncError: If it delivers other rows than it was asked for.
+            SyncError: If a reader delivers other rows than it was asked for.
         """
-        for_reading, for_lanes = itertools.tee(batches)
-        ahead = ReadAhead(self._pool, self._layout, self._memory, for_reading)
+        self._interrupted.clear()
+        for_reading, for_lanes = itertools.tee(enumerate(batches))
+        ahead = self._pool.read(for_reading)
+        stretches: list[_Stretch] = []  # the one that runs, and the next
         try:
-            yield from self._run(ahead, enumerate(for_lanes))
+            self._add_stretch(stretches, ahead, for_lanes)
+            while stretches:
+                yield from self._run(stretches, ahead, for_lanes)
+                stretches.pop(0).close()
         finally:
             ahead.close()
+            for stretch in stretches:
+                stretch.close()
 
-    def _run(self, ahead: ReadAhead, batches: Iterator[tuple[int, Sequence[ClipRead]]]) -> Iterator[Delivered]:
-        following = self._next_stretch(ahead, batches)
-        while following is not None:
-            stretch, following = following, None
-            with stretch:
-                ahead_of_end = max(stretch.num_batches - 2 * _IN_FLIGHT * len(stretch.lanes), 0)
-                for number in range(stretch.num_batches):
-                    lane = stretch.lanes[number % len(stretch.lanes)]
-                    delivered = self._collect(lane)
-                    if number == ahead_of_end:
-                        following = self._next_stretch(ahead, batches)
-                    yield delivered
+    def _run(
+        self, stretches: list[_Stretch], ahead: ReadAhead, following: Iterator[tuple[int, Sequence[ClipRead]]]
+    ) -> Iterator[Delivered]:
+        """The batches of the first stretch; adds the next one when this one nears its end."""
+        stretch = stretches[0]
+        time_to_prepare = max(len(stretch.batches) - 2 * _IN_FLIGHT * stretch.num_lanes, 0)
+        for number in range(len(stretch.batches)):
+            if number == time_to_prepare:
+                self._add_stretch(stretches, ahead, following)
+            yield self._take(stretch, number)
 
-    def _next_stretch(self, ahead: ReadAhead, batches: Iterator[tuple[int, Sequence[ClipRead]]]) -> _Stretch | None:
-        """Lanes for the next batches, already at work; None if there are no more."""
-        own = list(itertools.islice(batches, _STRETCH_BATCHES))
-        if not own:
-            return None
-        folder = tempfile.TemporaryDirectory(prefix="avloader-")
-        num_lanes = min(self._reader.lanes if self._reader else 1, len(own))
-        lanes = []
-        for lane in range(num_lanes):
-            indices = [index for index, _ in own[lane::num_lanes]]
-            lanes.append(
-                self._lane(ahead, indices, [clips for _, clips in own[lane::num_lanes]], Path(folder.name, str(lane)))
-            )
-        for pipe in lanes:
-            pipe.schedule_run()
-        return _Stretch(folder, lanes, len(own))
+    def _take(self, stretch: _Stretch, number: int) -> Delivered:
+        lane = stretch.lanes[number % stretch.num_lanes]
+        is_nvdec = self._reader is not None and number % stretch.num_lanes not in stretch.rescued
+        try:
+            return lane.take(self._interrupted, self._reader.timeout if self._reader and is_nvdec else None)
+        except LaneFailedError as failure:
+            if self._interrupted.is_set() or not is_nvdec:
+                raise DecodeError(f"DALI failed: {failure}") from failure
+            self._rescue(stretch, number, failure)
+            return self._take(stretch, number)
 
-    def _lane(
-        self, ahead: ReadAhead, indices: Sequence[int], batches: Sequence[Sequence[ClipRead]], folder: Path
-    ) -> ClipPipeline:
-        file_list: Path | None = None
-        if self._reader is not None:
+    def _add_stretch(
+        self, stretches: list[_Stretch], ahead: ReadAhead, following: Iterator[tuple[int, Sequence[ClipRead]]]
+    ) -> None:
+        """Set lanes to work on the next batches, if there are any."""
+        batches = list(itertools.islice(following, _STRETCH_BATCHES))
+        if not batches:
+            return
+        stretch = _Stretch(batches, min(self._reader.lanes if self._reader else 1, len(batches)))
+        stretches.append(stretch)
+        for number in range(stretch.num_lanes):
+            stretch.lanes.append(self._lane(stretch, batches[number :: stretch.num_lanes], ahead, number))
+
+    def _lane(self, stretch: _Stretch, batches: Batches, ahead: ReadAhead, number: int) -> Lane:
+        def make() -> ClipPipeline:
+            folder = Path(stretch.folder.name, str(number))
+            return self._pipeline(batches, ahead, None if self._reader is None else folder)
+
+        return Lane(make, device_id=self._device_id if self._device == "gpu" else None)
+
+    def _pipeline(self, batches: Batches, ahead: ReadAhead, folder: Path | None) -> ClipPipeline:
+        """A pipeline over `batches`, with NVDEC's reader if there is a folder for its file list."""
+        file_list = None
+        if folder is not None and self._reader is not None:
             folder.mkdir()
             file_list = folder / "file_list.txt"
-            # The reader knows full batches only: a short one is filled up, and cut again in `_collect`.
-            padded = [clip for batch in batches for clip in (*batch, *[batch[-1]] * (self._batch_size - len(batch)))]
+            # The reader knows full batches only: a short one is filled up, and cut again by the lane.
+            padded = [clip for _, batch in batches for clip in (*batch, *[batch[-1]] * (self._batch_size - len(batch)))]
             write_file_list(file_list, padded, num_frames=self._reader.span, links=folder)
         pipe = ClipPipeline(
-            map(ahead.take, indices),
+            map(ahead.take, [index for index, _ in batches]),
             ahead.release,
             graph=self._graph,
             file_list=file_list,
@@ -183,52 +188,51 @@ class Engine:
         pipe.build()
         return pipe
 
-    def _collect(self, lane: ClipPipeline) -> Delivered:
-        """The lane's next batch; sets the lane to work on the one after."""
-        read = lane.oldest_batch
-        try:
-            outputs = lane.share_outputs()
-        except RuntimeError as error:
-            rows = ", ".join(f"{clip.row} ({clip.media.path})" for clip in read.clips[:3])
-            raise DecodeError(
-                f"DALI's video reader failed at one of the rows {rows} ...: {str(error).splitlines()[-1][:200]}",
-                remedy='Use decode="cpu" to find the file, or run `avloader check`',
-            ) from error
-        tensors, ready = self._to_torch(outputs, len(read.clips))
-        lane.release_outputs()
-        lane.schedule_run()
-        return Delivered(read, tensors, ready)
+    def _rescue(self, stretch: _Stretch, number: int, failure: LaneFailedError) -> None:
+        """Replace the lane whose turn it is by one that decodes on the CPU what is left of its batches."""
+        lane = number % stretch.num_lanes
+        batches = stretch.batches[number :: stretch.num_lanes]
+        clip = batches[0][1][0]
+        self.fallbacks.append(
+            f"NVDEC's reader failed at one of {len(batches[0][1])} clips from row {clip.row} ({clip.media.path}) on: "
+            f"{failure}; the CPU decodes {sum(len(clips) for _, clips in batches)} clips in its place"
+        )
+        stretch.lanes[lane].close()
+        pool = self._make_pool(with_frames=True)
+        ahead = pool.read(batches)
+        stretch.rescued[lane] = pool, ahead
+        device_id = self._device_id if self._device == "gpu" else None
+        stretch.lanes[lane] = Lane(lambda: self._pipeline(batches, ahead, None), device_id=device_id)
 
-    def _to_torch(
-        self, outputs: Sequence[Any], num_clips: int
-    ) -> tuple[dict[str, torch.Tensor], torch.cuda.Event | None]:
-        names = self._graph.output_names[:-1]  # the rows were compared already
-        tensors = {
-            name: from_dlpack(output.as_tensor())[:num_clips] for name, output in zip(names, outputs, strict=False)
-        }
-        if self._stream is None:
-            return tensors, None
-        # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do with it;
-        # PyTorch's allocator waits for the streams that it was told of.
-        with torch.cuda.stream(self._stream):
-            copies = {name: tensor.clone() for name, tensor in tensors.items()}
-            ready = torch.cuda.Event()
-            ready.record()
-        ready.synchronize()
-        return copies, ready
+    def _make_pool(self, *, with_frames: bool) -> ReadPool:
+        shape = self._frames_shape if with_frames else None
+        lanes = self._reader.lanes if self._reader and not with_frames else 1
+        needed = 2 * lanes * (_IN_FLIGHT + 1)  # what lanes hold ahead of their turn, those of the next stretch too
+        fitting = _SHARED_BYTES // SlotLayout(self._batch_size, shape, self._graph.num_samples).num_bytes
+        num_slots = min(max(fitting, _IN_FLIGHT + 1), 2 * needed) * self._batch_size
+        return ReadPool(SlotLayout(num_slots, shape, self._graph.num_samples), num_workers=self._num_workers)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Stretch:
     """The lanes over some hundred batches, and the folder with their file lists."""
 
-    folder: tempfile.TemporaryDirectory[str]
-    lanes: list[ClipPipeline]
-    num_batches: int
+    batches: Batches
+    num_lanes: int
+    lanes: list[Lane] = field(default_factory=list)
+    rescued: dict[int, tuple[ReadPool, ReadAhead]] = field(default_factory=dict)
+    folder: tempfile.TemporaryDirectory[str] = field(
+        default_factory=lambda: tempfile.TemporaryDirectory(prefix="avloader-")
+    )
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exception: object) -> None:
-        self.lanes.clear()
+    def close(self) -> None:
+        """End the lanes and remove the folder."""
+        for lane in self.lanes:
+            lane.stop()
+        for _, ahead in self.rescued.values():
+            ahead.close()
+        for lane in self.lanes:
+            lane.close()
+        for pool, _ in self.rescued.values():
+            pool.close()
         self.folder.cleanup()

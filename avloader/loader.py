@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -15,9 +17,10 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import torch
 
-from avloader.engine import Delivered, Engine, ReaderOptions
+from avloader.engine import Engine, ReaderOptions
 from avloader.errors import ManifestError
 from avloader.features import Feature, MelSpectrogram
+from avloader.lanes import Delivered
 from avloader.manifest import Manifest
 from avloader.pipeline import GraphOptions, Normalize
 from avloader.plan import Clip, LastBatch, Plan, PlanOptions, Windows, batches, num_batches
@@ -33,6 +36,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 _STATE_VERSION = 1
 _BATCHES_READY = 2  # finished batches that wait for the training loop
 _LANES = 8  # fill the seven NVDEC engines of an H200; more gains nothing
+_READER_TIMEOUT = 30.0  # seconds without a batch after which NVDEC's reader counts as hanging
 _SOUND_WORKERS = 4  # processes that read sound where the GPU decodes the frames
 
 
@@ -177,6 +181,8 @@ class AVLoader:
         num_workers: int | None = None,
         num_threads: int = 2,
     ) -> None:
+        if not isinstance(manifest, (Manifest, str, os.PathLike)):
+            raise TypeError(f"manifest={manifest!r} must be a Manifest or the path of its folder")
         _check_positive("batch_size", batch_size)
         _check_positive("sample_rate", sample_rate)
         _check_positive("num_threads", num_threads)
@@ -204,16 +210,25 @@ class AVLoader:
         self._device = _checked_device(device)
         self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.open(manifest)
         self.skipped: list[SkippedClip] = []
-        self._epoch = self._position = 0
+        self._epoch = 0
+        self._start = 0  # where in the epoch a pass begins
+        self._position = 0  # up to where the epoch was delivered
+        self._pass = 0  # a number that changes when another pass, or another start of it, becomes the current one
         self._plan: Plan | None = None
         self._media = [self.manifest.media(int(number)) for number in np.unique(self.manifest.media_id)]
         self._uses_nvdec, self.engine = self._choose_engine(decode)
         cores = available_cores()
         self._num_workers = num_workers or (min(cores, _SOUND_WORKERS) if self._uses_nvdec else cores)
         self._num_threads = num_threads
-        self._engine: Engine | None = None
-        self._running: weakref.ref[_Run] | None = None
+        self._resources = _Resources()
+        # Nobody closes a loader that is just dropped; the pool's thread would keep its processes for ever.
+        weakref.finalize(self, self._resources.close)
         self._current_plan()  # so that what cannot work is said now
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """What NVDEC's reader failed at and the CPU decoded in its place, as sentences."""
+        return list(self._resources.engine.fallbacks) if self._resources.engine is not None else []
 
     def __len__(self) -> int:
         """Batches that a whole epoch has on this rank."""
@@ -226,9 +241,15 @@ class AVLoader:
         )
 
     def __iter__(self) -> Iterator[AVBatch]:
-        """The batches of this epoch, from its start or from where `load_state_dict` said."""
-        self._stop_running()
-        plan, start, epoch = self._current_plan(), self._position, self._epoch
+        """The batches of this epoch, from its start or from where `load_state_dict` said.
+
+        A loader runs one pass at a time: the start of another ends the iterator of the one before.
+        """
+        resources = self._resources
+        resources.stop_run()
+        plan, start, epoch = self._current_plan(), self._start, self._epoch
+        self._position = start
+        self._pass = this_pass = self._pass + 1
         spans = batches(
             len(plan),
             batch_size=self._batch_size,
@@ -237,27 +258,31 @@ class AVLoader:
             last_batch=self._last_batch,
             start=start,
         )
-        if self._engine is None:
-            self._engine = self._make_engine(plan)
-        run = _Run(self._engine, ([plan.clip(position) for position in span] for span in spans), self._read)
-        self._running = weakref.ref(run)
+        if resources.engine is None:
+            resources.engine = self._make_engine(plan)
+        num_samples = self._num_samples(plan)
+        reads = ([(clip, self._read(clip, num_samples)) for clip in map(plan.clip, span)] for span in spans)
+        run = _Run(resources.engine, reads)
+        resources.run = weakref.ref(run)
         step = self._batch_size * self._world_size
         with contextlib.closing(run):
             for number, (batch_clips, delivered) in enumerate(run, start=1):
-                self._position = min(start + number * step, len(plan))
+                if self._pass == this_pass:
+                    self._position = min(start + number * step, len(plan))
                 batch = self._batch(batch_clips, delivered, epoch)
                 if batch is not None:
                     yield batch
-        if self._epoch == epoch:
+            is_whole = self._pass == this_pass and not run.is_stopped
+        if is_whole:
             self.set_epoch(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass the start of `epoch`, >= 0."""
         if not isinstance(epoch, int) or isinstance(epoch, bool):
             raise TypeError(f"epoch={epoch!r} must be an int")
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch} must be 0 or more")
-        self._epoch, self._position = epoch, 0
+        if not 0 <= epoch < 2**32:
+            raise ValueError(f"epoch={epoch} must be in [0, {2**32})")
+        self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, to resume from: plain values, for `torch.save` or JSON.
@@ -279,6 +304,8 @@ class AVLoader:
         Raises:
             ValueError: If the state is of another manifest or of options that give other clips.
         """
+        if not isinstance(state, dict):
+            raise TypeError(f"state={state!r} must be what `state_dict` returned")
         if state.get("version") != _STATE_VERSION:
             raise ValueError(f"state has version {state.get('version')!r}, but this loader reads {_STATE_VERSION}")
         for key, own in (("manifest", self.manifest.fingerprint), ("plan", self._plan_text())):
@@ -286,15 +313,11 @@ class AVLoader:
                 raise ValueError(
                     f"the state was taken with another {key}: {state.get(key)!r}, but this loader has {own!r}"
                 )
-        self._stop_running()
-        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._go_to(int(state["epoch"]), int(state["position"]))
 
     def close(self) -> None:
         """End the processes and threads of the loader. Iterating again starts them again."""
-        self._stop_running()
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        self._resources.close()
 
     def __enter__(self) -> AVLoader:
         return self
@@ -308,11 +331,10 @@ class AVLoader:
     def _plan_text(self) -> str:
         return ", ".join(f"{field.name}={getattr(self._options, field.name)}" for field in fields(self._options))
 
-    def _stop_running(self) -> None:
-        run = self._running() if self._running is not None else None
-        if run is not None:
-            run.close()
-        self._running = None
+    def _go_to(self, epoch: int, position: int) -> None:
+        """Make the next pass begin at `position` of `epoch`; a pass that is under way no longer counts."""
+        self._epoch, self._start, self._position = epoch, position, position
+        self._pass += 1
 
     def _current_plan(self) -> Plan:
         if self._plan is None or self._plan.epoch != self._epoch:
@@ -382,11 +404,12 @@ class AVLoader:
                 stride=1 if picked else options.stride,
                 rearrange=picked,
                 lanes=_LANES,
+                timeout=_READER_TIMEOUT,
             )
         return Engine(
             graph,
             reader=reader,
-            frames_shape=None if reader else (options.num_frames, *(self._size or self._stored_size()), 3),
+            frame_size=self._size or self._stored_size(),
             batch_size=self._batch_size,
             device="gpu" if self._device.type == "cuda" else "cpu",
             device_id=self._device.index or 0,
@@ -416,12 +439,12 @@ class AVLoader:
             )
         return next(iter(sizes))
 
-    def _read(self, clip: Clip) -> ClipRead:
+    def _read(self, clip: Clip, num_samples: int) -> ClipRead:
         """The clip with everything that an engine needs looked up."""
         sound = SoundWindow.at(
             self.manifest.media(clip.audio_id),
             clip.audio_start,
-            num_samples=self._num_samples(self._current_plan()),
+            num_samples=num_samples,
             sample_rate=self._sample_rate,
         )
         return ClipRead(clip.row, self.manifest.media(clip.media_id), clip.frames, sound)
@@ -472,10 +495,11 @@ def _frame_seconds(clip: ClipRead) -> list[float]:
 class _Run:
     """One pass: the engine works in a thread of its own, the training loop takes finished batches."""
 
-    def __init__(self, engine: Engine, batches: Iterator[list[Clip]], read: Any) -> None:
+    def __init__(self, engine: Engine, batches: Iterator[list[tuple[Clip, ClipRead]]]) -> None:
         self._ready: queue.Queue[tuple[list[Clip], Delivered] | Exception | None] = queue.Queue(_BATCHES_READY)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(engine, batches, read), name="avloader", daemon=True)
+        self._engine = engine
+        self._thread = threading.Thread(target=self._work, args=(engine, batches), name="avloader", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[tuple[list[Clip], Delivered]]:
@@ -487,26 +511,35 @@ class _Run:
                 raise item
             yield item
 
-    def close(self) -> None:
-        """Stop the thread and wait for it; calling it twice is harmless."""
-        self._stopped.set()
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._ready.get_nowait()  # the thread may wait for room
-            self._thread.join(0.01)
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was closed."""
+        return self._stopped.is_set()
 
-    def _work(self, engine: Engine, batches: Iterator[list[Clip]], read: Any) -> None:
-        pending: list[list[Clip]] = []
+    def close(self) -> None:
+        """Stop the thread and wait for it, and let whoever iterates come to an end; calling it twice is harmless."""
+        self._stopped.set()
+        self._engine.interrupt()
+        if threading.current_thread() is self._thread:  # the garbage collector called from there
+            return
+        self._thread.join()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+        self._ready.put(None)
+
+    def _work(self, engine: Engine, batches: Iterator[list[tuple[Clip, ClipRead]]]) -> None:
+        pending: deque[list[Clip]] = deque()
 
         def reads() -> Iterator[list[ClipRead]]:
-            for clips in batches:
-                pending.append(clips)
-                yield [read(clip) for clip in clips]
+            for batch in batches:
+                pending.append([clip for clip, _ in batch])
+                yield [read for _, read in batch]
 
         try:
             with contextlib.closing(engine.run(reads())) as run:  # type: ignore[type-var]
                 for delivered in run:
-                    if not self._put((pending.pop(0), delivered)):
+                    if not self._put((pending.popleft(), delivered)):
                         return
             self._put(None)
         except Exception as error:
@@ -518,6 +551,28 @@ class _Run:
                 self._ready.put(item, timeout=0.1)
                 return True
         return False
+
+
+class _Resources:
+    """What has to be ended when a loader is closed or goes: knows nothing of the loader, so that it can go."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.run: weakref.ref[_Run] | None = None
+
+    def stop_run(self) -> None:
+        """End the pass that is under way."""
+        run = self.run() if self.run is not None else None
+        if run is not None:
+            run.close()
+        self.run = None
+
+    def close(self) -> None:
+        """End everything; the engine can be made anew."""
+        self.stop_run()
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
 
 
 def _check_positive(name: str, value: object) -> None:
@@ -553,8 +608,8 @@ def _checked_normalize(normalize: object) -> Normalize:
         mean, std = (tuple(float(value) for value in channel) for channel in normalize)
     except (TypeError, ValueError):
         raise TypeError(message) from None
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"{message}; every std above 0")
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(f"{message}; all finite, every std above 0")
     return mean, std
 
 
@@ -566,6 +621,8 @@ def _checked_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
     _check_positive("world_size", world_size)
+    if not isinstance(rank, int) or isinstance(rank, bool):
+        raise TypeError(f"rank={rank!r} must be an int")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank={rank} must be in [0, {world_size})")
     return rank, world_size
@@ -584,5 +641,8 @@ def _checked_device(device: object) -> torch.device:
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device={device!r} needs a GPU, but PyTorch finds none")
-        return torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
+        index = torch.cuda.current_device() if chosen.index is None else chosen.index
+        if index >= torch.cuda.device_count():
+            raise ValueError(f"device={device!r}: there are GPUs 0 to {torch.cuda.device_count() - 1} only")
+        return torch.device("cuda", index)
     return chosen

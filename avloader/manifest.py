@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ from avloader.errors import ManifestError, MediaError
 from avloader.folders import new_folder
 from avloader.media import MediaInfo, Prober, VideoInfo
 from avloader.tables import (
+    FOLDER_ENTRIES,
     MEDIA_PER_CHUNK,
     ROWS_PER_CHUNK,
     SCHEMA_VERSION,
@@ -44,6 +46,15 @@ from avloader.workers import WorkerDied, WorkerPool, available_cores
 __all__ = ["SCHEMA_VERSION", "Manifest", "ManifestRow", "MediaRates", "build_manifest"]
 
 _REBUILD = "Build the manifest again"
+_FACTS = {
+    "num_rows": int,
+    "num_media": int,
+    "num_rejected": int,
+    "reasons": dict,
+    "labels": list,
+    "fingerprint": str,
+    "files": dict,
+}
 _MEDIA_OF_A_WORKER = 64  # for fewer media a process does not pay
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -156,7 +167,7 @@ class Manifest:
                     what,
                     path=manifest.media(media_id).path,
                     row=manifest.row_of_media(media_id),
-                    remedy=f"{_REBUILD}, or open it with check_media=False",
+                    remedy="Bring the file back as it was, or build the manifest again",
                     code="media_changed",
                 )
         return manifest
@@ -275,13 +286,16 @@ class Manifest:
             path = os.path.join(self.path, name)
             try:
                 size = os.stat(path).st_size
-            except OSError:
+                is_same = not (texts or name in TABLES) or file_digest(path) == recorded["sha256"]
+            except FileNotFoundError:
                 raise ManifestError("this file of the manifest is missing", path=path, remedy=_REBUILD) from None
+            except OSError as error:
+                raise _cannot_be_read(path, error) from error
             if size != recorded["size"]:
                 raise ManifestError(
                     f"it has {size} bytes, {recorded['size']} were written", path=path, remedy=_REBUILD, code="damaged"
                 )
-            if (texts or name in TABLES) and file_digest(path) != recorded["sha256"]:
+            if not is_same:
                 raise ManifestError("its content was changed", path=path, remedy=_REBUILD, code="damaged")
         for name, schema in TABLES.items():
             path = os.path.join(self.path, name)
@@ -301,10 +315,12 @@ class Manifest:
             try:
                 now = os.stat(path)
             except OSError as error:
-                yield media_id, f"the medium cannot be reached any more ({error.strerror})"
+                yield media_id, f"the medium cannot be reached any more ({error.strerror or error})"
                 continue
-            if now.st_size != size:
-                yield media_id, f"the medium has {now.st_size} bytes, it had {size}"
+            if not stat.S_ISREG(now.st_mode):
+                yield media_id, "the medium is not a file any more"
+            elif now.st_size != size:
+                yield media_id, f"the medium has {now.st_size} bytes, it had {size} when the manifest was built"
             elif now.st_mtime_ns != mtime_ns:
                 yield media_id, "the medium was modified after the manifest was built"
 
@@ -384,18 +400,22 @@ def build_manifest(
 
     Raises:
         AnnotationError: If the annotation file as a whole cannot be used.
-        ManifestError: If no row can be kept, or `output` exists and is not a manifest, or cannot be written.
+        ManifestError: If no row can be kept, `media_root` is not a folder, or `output` exists and is not a manifest, or
+            cannot be written.
         ValueError: If `num_workers` is not positive.
     """
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, or None for one a core, got {num_workers}")
     output = os.path.realpath(output)
-    _refuse_foreign_folder(output)
+    _check_output(output)
 
     def read() -> Iterator[_Entry]:
         return read_annotations(annotations, format=format, media_template=media_template)
 
     root = os.path.abspath(media_root)
+    if not os.path.isdir(root):
+        cause = "the media root is not a folder" if os.path.lexists(root) else "there is no such folder"
+        raise ManifestError(cause, path=root, remedy="Check the media root", code="missing_file")
     paths: dict[str, None] = {}  # a dict keeps the order of the file
     names: set[str] = set()
     for entry in read():
@@ -486,11 +506,13 @@ def _resolve(entry: _Entry, root: str, media: dict[str, MediaInfo | MediaError])
         raise _RejectedError(entry.code, entry.message)
     medium = _probed(media, _absolute(root, entry.path))
     if medium.video is None:
-        raise _RejectedError("no_video", "the medium has no picture")
+        raise _RejectedError("no_video", f"{medium.path}: the medium has no picture")
     sound = _probed(media, _absolute(root, entry.audio_path)) if entry.audio_path else medium
     if sound.audio is None:
-        cause = f"the side-car file {sound.path} has no sound" if entry.audio_path else "the medium has no sound"
-        raise _RejectedError("no_audio", cause)
+        cause = (
+            "the side-car file has no sound" if entry.audio_path else "the medium has no sound, nor has it a side-car"
+        )
+        raise _RejectedError("no_audio", f"{sound.path}: {cause}. Name a file with sound in the column audio_path.")
     first, stop = _frames(entry, medium.video.times)
     return Resolved(entry, medium, medium.video, sound, sound.audio, first, stop)
 
@@ -535,12 +557,28 @@ def _label_ids(names: set[str]) -> tuple[list[str], dict[str, int]]:
     return given, {"": -1} | {name: class_id for class_id, name in enumerate(given)}
 
 
-def _refuse_foreign_folder(output: str) -> None:
+def _check_output(output: str) -> None:
+    """Refuse before the work what would be lost by it, or could not be written after it."""
+    remedy = "Name another output"
+    if output.encode(errors="ignore").decode() != output:
+        raise ManifestError("its path is not UTF-8", path=output, remedy=remedy)
     if os.path.isdir(output):
-        if os.listdir(output) and not os.path.isfile(os.path.join(output, "manifest.json")):
-            raise ManifestError("the folder is not a manifest", path=output, remedy="Name another output")
+        # The folder is replaced as a whole: nothing else may be in it.
+        names = sorted(os.listdir(output))
+        foreign = [name for name in names if name not in FOLDER_ENTRIES]
+        if foreign or (names and "manifest.json" not in names):
+            found = f"{foreign[0]!r} is in it" if foreign else "it has no manifest.json"
+            raise ManifestError(f"the folder is not a manifest: {found}", path=output, remedy=remedy)
     elif os.path.lexists(output):
-        raise ManifestError("it is not a folder", path=output, remedy="Name another output")
+        raise ManifestError("it is not a folder", path=output, remedy=remedy)
+    ancestor = os.path.dirname(output)
+    while not os.path.lexists(ancestor):
+        ancestor = os.path.dirname(ancestor)
+    if not os.path.isdir(ancestor):
+        raise ManifestError(f"it cannot be written: {ancestor} is not a folder", path=output, remedy=remedy)
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        cause = f"it cannot be written: there is no permission to write in {ancestor}"
+        raise ManifestError(cause, path=output, remedy=f"{remedy}, or change the permissions")
 
 
 def _reopen(path: str, fingerprint: str) -> Manifest:
@@ -551,27 +589,38 @@ def _reopen(path: str, fingerprint: str) -> Manifest:
     return manifest
 
 
+def _cannot_be_read(path: str, error: OSError) -> ManifestError:
+    return ManifestError(f"it cannot be read ({error.strerror})", path=path, remedy="Check its permissions")
+
+
 def _read_facts(path: str) -> dict[str, Any]:
     name = os.path.join(path, "manifest.json")
     try:
         with open(name, encoding="utf-8") as file:
             facts = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
-        remedy = "Build one with 'avloader manifest'"
+        is_part = os.path.isfile(path) and os.path.basename(path) in FOLDER_ENTRIES
+        remedy = f"Name its folder, {os.path.dirname(path)}" if is_part else "Build one with 'avloader manifest'"
         raise ManifestError("there is no manifest here", path=path, remedy=remedy, code="missing_file") from None
     except OSError as error:
-        cause = f"it cannot be read ({error.strerror})"
-        raise ManifestError(cause, path=name, remedy="Check its permissions") from error
+        raise _cannot_be_read(name, error) from error
     except ValueError as error:
         raise ManifestError(f"it is not JSON ({error})", path=name, remedy=_REBUILD, code="damaged") from error
-    version = facts.get("schema_version") if isinstance(facts, dict) else None
+    if not isinstance(facts, dict) or "schema_version" not in facts:
+        remedy = "Name a folder that 'avloader manifest' wrote"
+        raise ManifestError("it names no schema version: another program wrote it", path=name, remedy=remedy)
+    version = facts["schema_version"]
     if version != SCHEMA_VERSION:
         raise ManifestError(
             f"it has schema version {version}, this avloader reads {SCHEMA_VERSION}", path=name, remedy=_REBUILD
         )
-    missing = {"num_rows", "num_media", "num_rejected", "reasons", "labels", "fingerprint", "files"} - facts.keys()
+    missing = sorted(_FACTS.keys() - facts.keys())
     if missing:
-        raise ManifestError(f"it lacks {', '.join(sorted(missing))}", path=name, remedy=_REBUILD, code="damaged")
+        raise ManifestError(f"it lacks {', '.join(missing)}", path=name, remedy=_REBUILD, code="damaged")
+    wrong = [key for key, kind in _FACTS.items() if not isinstance(facts[key], kind)]
+    if wrong or not TABLES.keys() <= facts["files"].keys():
+        cause = f"what it says about {', '.join(wrong) or 'files'} was changed"
+        raise ManifestError(cause, path=name, remedy=_REBUILD, code="damaged")
     return dict(facts)
 
 

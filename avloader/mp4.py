@@ -22,6 +22,7 @@ _Int64 = npt.NDArray[np.int64]
 
 _ROTATIONS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 270, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 90}
 _MAX_HEADER_BYTES = 2**30
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Track:
         offset: Ticks to add to `composition` for the pts: minus the start of the edit, plus a late start.
         edit: Half-open range of `composition` that is shown.
         has_edit: Whether an edit list says so.
-        sample_size: Bytes of every sample, int64 [shape=(num_samples,)]; one entry if all have the same size.
+        sample_size: Bytes of every sample, int64 [shape=(num_samples,)]; shape (1,) if all have the same.
         chunk_offset: int64, the chunks' places in the file.
         stsc: int64 [shape=(n, 3)], runs of chunks: first chunk (from 1), samples in each, description.
     """
@@ -57,10 +58,19 @@ class Track:
     stsc: _Int64
 
     @functools.cached_property
+    def duration(self) -> _Int64:
+        """Ticks of every sample, int64 [shape=(num_samples,)]."""
+        return np.repeat(self.stts[:, 1], self.stts[:, 0])
+
+    @functools.cached_property
+    def decoding_time(self) -> _Int64:
+        """Decoding time of every sample in ticks of the track's own clock, int64 [shape=(num_samples,)]."""
+        return np.cumsum(self.duration) - self.duration
+
+    @functools.cached_property
     def composition(self) -> _Int64:
         """Presentation time of every sample in ticks of the track's own clock, int64 [shape=(num_samples,)]."""
-        durations = np.repeat(self.stts[:, 1], self.stts[:, 0])
-        times = np.cumsum(durations) - durations
+        times = self.decoding_time
         return times if self.ctts is None else times + np.repeat(self.ctts[:, 1], self.ctts[:, 0])
 
     @functools.cached_property
@@ -77,15 +87,22 @@ class Track:
         key[self.stss] = True
         return key
 
-    def positions(self, samples: _Int64) -> _Int64:
-        """Where samples (of different sizes) lie in the file, int64 [shape=(n, 2)]: first byte and number of bytes."""
+    @functools.cached_property
+    def _layout(self) -> tuple[_Int64, _Int64]:
+        """Index of each chunk's first sample, and the bytes before each sample (of the first only if all are equal)."""
         first_chunk = self.stsc[:, 0] - 1
-        per_chunk = np.repeat(self.stsc[:, 1], np.diff(np.append(first_chunk, len(self.chunk_offset))))
-        first_sample = np.cumsum(per_chunk) - per_chunk
+        per_chunk = np.repeat(self.stsc[:, 1], np.diff(first_chunk, append=len(self.chunk_offset)))
+        return np.cumsum(per_chunk) - per_chunk, np.cumsum(self.sample_size) - self.sample_size
+
+    def positions(self, samples: _Int64) -> _Int64:
+        """Where samples lie in the file, int64 [shape=(n, 2)]: first byte and number of bytes."""
+        first_sample, before = self._layout
         chunk = np.searchsorted(first_sample, samples, side="right") - 1
-        before = np.cumsum(self.sample_size) - self.sample_size
-        begin = self.chunk_offset[chunk] + before[samples] - before[first_sample[chunk]]
-        return np.stack([begin, self.sample_size[samples]], axis=1)
+        first = first_sample[chunk]
+        if len(before) == 1:
+            size = np.full(len(samples), self.sample_size[0])
+            return np.stack([self.chunk_offset[chunk] + (samples - first) * size, size], axis=1)
+        return np.stack([self.chunk_offset[chunk] + before[samples] - before[first], self.sample_size[samples]], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +123,7 @@ class Movie:
 
 
 def read_movie(path: str) -> Movie | None:
-    """The header of an mp4 or mov file, or None if there is none.
+    """The header of an mp4 or mov file; None for other files.
 
     Raises:
         OSError: If the file cannot be read.
@@ -116,6 +133,8 @@ def read_movie(path: str) -> Movie | None:
     is_fragmented = False
     missing = 0
     with open(path, "rb", buffering=0) as file:
+        if file.read(8)[4:] not in _FIRST_BOXES:
+            return None
         for kind, begin, end in _file_boxes(file, size):
             if kind in (b"moov", b"mdat", b"moof"):
                 missing = max(missing, end - size)
@@ -220,6 +239,10 @@ def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Tr
         chunk_offset = _table(tables[b"stco"], 1, kind=">u4")[:, 0]
     else:
         chunk_offset = _table(tables[b"co64"], 1, kind=">i8")[:, 0]
+    stsc = _table(tables[b"stsc"], 3)
+    runs = np.diff(stsc[:, 0], append=len(chunk_offset) + 1)
+    if stsc[0, 0] != 1 or (runs <= 0).any() or (stsc[:, 1] < 0).any() or (stsc[:, 1] * runs).sum() < num_samples:
+        return None
     return Track(
         track_id=track_id,
         timescale=timescale,
@@ -232,7 +255,7 @@ def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Tr
         has_edit=b"edts" in parts,
         sample_size=np.array([same_size]) if same_size else _table(tables[b"stsz"], 1, head=8)[:, 0],
         chunk_offset=chunk_offset,
-        stsc=_table(tables[b"stsc"], 3),
+        stsc=stsc,
     )
 
 

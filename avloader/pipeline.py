@@ -10,12 +10,14 @@ import csv
 import itertools
 import os
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +28,10 @@ from nvidia.dali.pipeline import Pipeline
 
 from avloader.errors import ManifestError, SyncError
 from avloader.features import Feature
-from avloader.media import VideoInfo, probe
-from avloader.reading import ClipRead, ReadAhead, ReadBatch, SlotLayout, SoundWindow
+from avloader.media import MediaInfo, VideoInfo, probe
+from avloader.reading import ClipRead, ReadAhead, ReadBatch, ReadPool, SlotLayout, SoundWindow
 from avloader.timeline import parse_seconds, round_half_up
-from avloader.workers import SharedMemory, WorkerPool, available_cores
+from avloader.workers import available_cores
 
 __all__ = ["AudioVisualPipeline", "ClipPipeline", "GraphOptions"]
 
@@ -197,6 +199,11 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         return tuple(columns[name] + columns[name][-1:] * padding for name in self._input_names())
 
     @property
+    def has_batch(self) -> bool:
+        """Whether a batch is under way."""
+        return bool(self._in_flight)
+
+    @property
     def oldest_batch(self) -> ReadBatch:
         """The batch that `share_outputs` delivers next."""
         return self._in_flight[0]
@@ -337,6 +344,11 @@ class AudioVisualPipeline(ClipPipeline):
         num_workers: int | None = None,
         prefetch_queue_depth: int = 2,
     ) -> None:
+        for name, value in (("batch_size", batch_size), ("num_frames", num_frames), ("stride", stride)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be 1 or more")
+        if device not in ("cpu", "gpu"):
+            raise ValueError(f"device={device!r} must be 'cpu' or 'gpu'")
         rows = _read_tables(Path(file_list), Path(audio_offsets))
         span = 1 + (num_frames - 1) * stride
         for row in rows:
@@ -348,13 +360,14 @@ class AudioVisualPipeline(ClipPipeline):
                     row=row.row,
                     remedy="Lower num_frames or stride, or leave the row out",
                 )
-        seconds = (
-            rows[0].duration * num_frames * stride / (rows[0].stop_frame - rows[0].first_frame)
-            if audio_seconds is None
-            else parse_seconds(audio_seconds)
-        )
-        num_samples = round_half_up(seconds * sample_rate)
-        media = {path: probe(path) for row in rows for path in (row.path, row.audio_path)}
+        media = {
+            path: probe(path) for path in dict.fromkeys(path for row in rows for path in (row.path, row.audio_path))
+        }
+        if audio_seconds is None:
+            seconds = num_frames * stride / _common_rate(rows, media)
+        else:
+            seconds = parse_seconds(audio_seconds)
+        num_samples = max(round_half_up(seconds * sample_rate), 1)
         reads = [
             ClipRead(
                 row.row,
@@ -364,6 +377,14 @@ class AudioVisualPipeline(ClipPipeline):
             )
             for row in rows
         ]
+        for read in reads:
+            if read.frames[-1] >= read.video.times.num_frames:
+                raise ManifestError(
+                    f"the row asks for frame {read.frames[-1]}, the medium has {read.video.times.num_frames} frames",
+                    path=read.media.path,
+                    row=read.row,
+                    remedy="Build the manifest again",
+                )
         stored = _stored_size(reads) if size is None else size
         graph = GraphOptions(
             num_frames=num_frames,
@@ -384,18 +405,14 @@ class AudioVisualPipeline(ClipPipeline):
             frames_shape=None if lines else (num_frames, *stored, 3),
             num_samples=num_samples,
         )
-        self._memory = SharedMemory(layout.num_bytes)
         cores = available_cores()
-        self._pool = WorkerPool(
-            "avloader.reading:ClipReader",
-            layout,
-            num_workers=num_workers or (cores if device == "cpu" else min(cores, 4)),
-            memory=self._memory,
-        )
-        self._ahead = ReadAhead(self._pool, layout, self._memory, _endless_batches(reads, batch_size))
+        pool = ReadPool(layout, num_workers=num_workers or (cores if device == "cpu" else min(cores, 4)))
+        # Nobody closes a pipeline that is just dropped; the pool's thread would keep its processes for ever.
+        self._end = weakref.finalize(self, _end, pool, self._folder)
+        ahead = pool.read(enumerate(_endless_batches(reads, batch_size)))
         super().__init__(
-            map(self._take, itertools.count()),
-            self._ahead.release,
+            _intact(ahead),
+            ahead.release,
             graph=graph,
             file_list=lines,
             reader_frames=num_frames,
@@ -407,17 +424,23 @@ class AudioVisualPipeline(ClipPipeline):
             prefetch_queue_depth=prefetch_queue_depth,
         )
 
-    def _take(self, index: int) -> ReadBatch:
-        batch = self._ahead.take(index)
+    def close(self) -> None:
+        """End the worker processes; the pipeline is unusable afterwards. Calling it twice is harmless."""
+        self._end()
+
+
+def _end(pool: ReadPool, folder: tempfile.TemporaryDirectory[str]) -> None:
+    pool.close()
+    folder.cleanup()
+
+
+def _intact(ahead: ReadAhead) -> Iterator[ReadBatch]:
+    """All batches, up to the first with a clip that cannot be read."""
+    for index in itertools.count():
+        batch = ahead.take(index)
         for error in batch.errors.values():
             raise error
-        return batch
-
-    def close(self) -> None:
-        """End the worker processes; the pipeline is unusable afterwards."""
-        self._pool.close()
-        self._memory.close()
-        self._folder.cleanup()
+        yield batch
 
 
 def _endless_batches(reads: Sequence[ClipRead], batch_size: int) -> Iterator[Sequence[ClipRead]]:
@@ -426,6 +449,28 @@ def _endless_batches(reads: Sequence[ClipRead], batch_size: int) -> Iterator[Seq
     while True:
         for first in range(0, len(padded), batch_size):
             yield padded[first : first + batch_size]
+
+
+def _common_rate(rows: Sequence[_TableRow], media: dict[str, MediaInfo]) -> Fraction:
+    """Frames per second of all rows."""
+    rates: dict[Fraction | None, _TableRow] = {}
+    for row in rows:
+        video = media[row.path].video
+        if video is None:
+            raise ManifestError("the medium has no picture", path=row.path, row=row.row, remedy="Leave the row out")
+        rates.setdefault(video.frame_rate, row)
+    (rate, first), *others = rates.items()
+    if rate is None or others:
+        facts = [
+            f"row {row.row} has {'a variable frame rate' if rate is None else f'{rate} frames/s'} ({row.path})"
+            for rate, row in [(rate, first), *others][:2]
+        ]
+        raise ManifestError(
+            f"clips would last differently: {', '.join(facts)}",
+            remedy="Give audio_seconds= to fix the length of the sound",
+            code="mixed_rates",
+        )
+    return rate
 
 
 def _stored_size(reads: Sequence[ClipRead]) -> tuple[int, int]:
@@ -450,41 +495,28 @@ class _TableRow:
     stop_frame: int
     audio_path: str
     start: Fraction
-    duration: Fraction
 
 
 def _read_tables(file_list: Path, audio_offsets: Path) -> list[_TableRow]:
     """The rows of both tables, joined by row."""
+    lines = _read_lines(file_list)
     try:
-        with audio_offsets.open(encoding="utf-8", newline="") as file:
-            sounds = {int(line["row"]): line for line in csv.DictReader(file)}
-        lines = file_list.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ManifestError(
-            f"cannot be read ({error.strerror})", path=error.filename, remedy="Build a manifest first"
-        ) from error
-    except (KeyError, ValueError) as error:
+        sounds = {int(line["row"]): line for line in csv.DictReader(_read_lines(audio_offsets))}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ManifestError(
             f"is not a table of audio offsets ({error})", path=audio_offsets, remedy="Build a manifest first"
         ) from error
     rows = []
     for number, line in enumerate(lines, start=1):
-        fields = line.split()
         try:
-            path, row, first, stop = fields[0], *(int(field) for field in fields[1:])
-            sound = sounds[row]
+            path, row, first, stop = line.split()
+            sound = sounds[int(row)]
+            if not os.path.exists(path) and os.path.exists(unquote(path)):
+                path = unquote(path)  # how a manifest in a folder with white space names it
             rows.append(
-                _TableRow(
-                    row,
-                    path,
-                    first,
-                    stop,
-                    sound["path"],
-                    parse_seconds(sound["start_seconds"]),
-                    parse_seconds(sound["duration_seconds"]),
-                )
+                _TableRow(int(row), path, int(first), int(stop), sound["path"], parse_seconds(sound["start_seconds"]))
             )
-        except (ValueError, KeyError, IndexError) as error:
+        except (ValueError, KeyError) as error:
             raise ManifestError(
                 f"line {line[:80]!r} is not `path row first_frame stop_frame` of a row in {audio_offsets}",
                 path=file_list,
@@ -495,3 +527,14 @@ def _read_tables(file_list: Path, audio_offsets: Path) -> list[_TableRow]:
     if not rows:
         raise ManifestError("holds no clip", path=file_list, remedy="Build a manifest with at least one clip")
     return rows
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise ManifestError(f"cannot be read ({error.strerror})", path=path, remedy="Build a manifest first") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"is not UTF-8 text ({error.reason})", path=path, remedy="Build a manifest first"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -28,6 +29,7 @@ __all__ = [
     "FrameSource",
     "ReadAhead",
     "ReadBatch",
+    "ReadPool",
     "ReadTask",
     "SlotLayout",
     "SoundWindow",
@@ -57,6 +59,7 @@ class SoundWindow:
         start: The native sample where the sound begins, counted from sample 0 of `info`.
         num_samples: Samples to deliver.
         sample_rate: At this rate.
+        mtime_ns, size: Of the file when it was probed.
     """
 
     path: str
@@ -64,6 +67,8 @@ class SoundWindow:
     start: int
     num_samples: int
     sample_rate: int
+    mtime_ns: int
+    size: int
 
     @classmethod
     def at(cls, media: MediaInfo, start: Fraction, *, num_samples: int, sample_rate: int) -> SoundWindow:
@@ -71,7 +76,7 @@ class SoundWindow:
         if media.audio is None:
             raise DecodeError("the medium has no sound", path=media.path, remedy="Build the manifest again")
         first = seconds_to_samples(start - media.audio.start_seconds, media.audio.sample_rate)
-        return cls(media.path, media.audio, first, num_samples, sample_rate)
+        return cls(media.path, media.audio, first, num_samples, sample_rate, media.mtime_ns, media.size)
 
     @property
     def start_seconds(self) -> Fraction:
@@ -211,6 +216,7 @@ class ClipReader:
         if window.path in self._sounds:
             self._sounds.move_to_end(window.path)
             return self._sounds[window.path]
+        _check_unchanged(window)
         reader = AudioReader(window.path, window.info)
         self._sounds[window.path] = reader
         if len(self._sounds) > _OPEN_FILES:
@@ -218,7 +224,7 @@ class ClipReader:
         return reader
 
 
-def _check_unchanged(source: FrameSource) -> None:
+def _check_unchanged(source: FrameSource | SoundWindow) -> None:
     try:
         now = os.stat(source.path)
     except OSError as error:
@@ -290,36 +296,43 @@ class ReadBatch:
 class ReadAhead:
     """Reads batches through a pool of workers, in order, as far ahead as there are free slots.
 
-    Each batch has to be released before its slots are used again: whoever takes batches out of order needs slots for
-    all those between.
+    Batches may be taken in any order and from several threads. Each has to be released before its slots are used again.
 
     Args:
         pool: Workers that run `ClipReader` on `layout` and `memory`.
         layout: How `memory` is divided.
         memory: Where the workers write.
-        batches: What to read.
+        batches: What to read, each with the number by which it is taken.
     """
 
     def __init__(
-        self, pool: WorkerPool, layout: SlotLayout, memory: SharedMemory, batches: Iterable[Sequence[ClipRead]]
+        self,
+        pool: WorkerPool,
+        layout: SlotLayout,
+        memory: SharedMemory,
+        batches: Iterable[tuple[int, Sequence[ClipRead]]],
     ) -> None:
         self._pool, self._layout, self._memory = pool, layout, memory
-        self._batches = enumerate(batches)
+        self._batches = iter(batches)
         self._next = next(self._batches, None)
         self._free = list(range(layout.num_slots))
         self._under_way: dict[int, tuple[Sequence[ClipRead], list[int], list[Future[tuple[int, int]]]]] = {}
+        self._closed = False
+        self._changed = threading.Condition()
         self._submit()
 
-    def take(self, index: int) -> ReadBatch:
-        """Wait for batch `index`; each can be taken once.
+    def take(self, number: int) -> ReadBatch:
+        """Wait until the batch called `number` is read; each can be taken once.
 
         Raises:
-            IndexError: If there are fewer batches, or no slots left to read so far ahead.
+            StopIteration: If it is closed.
         """
-        self._submit()
-        if index not in self._under_way:
-            raise IndexError(f"batch {index} is not being read")
-        clips, slots, futures = self._under_way.pop(index)
+        with self._changed:
+            self._submit()
+            self._changed.wait_for(lambda: self._closed or number in self._under_way)
+            if self._closed:
+                raise StopIteration
+            clips, slots, futures = self._under_way.pop(number)
         valid: list[tuple[int, int]] = []
         errors: dict[int, AVLoaderError] = {}
         sounds: list[npt.NDArray[np.float32]] = []
@@ -338,26 +351,54 @@ class ReadAhead:
 
     def release(self, batch: ReadBatch) -> None:
         """Give the slots of a batch back."""
-        self._free.extend(batch.slots)
-        self._submit()
+        with self._changed:
+            self._free.extend(batch.slots)
+            self._submit()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Read no more, and wait until no worker writes into a slot."""
-        self._next = None
-        futures = [future for _, _, batch in self._under_way.values() for future in batch]
+        with self._changed:
+            self._closed = True
+            futures = [future for _, _, batch in self._under_way.values() for future in batch]
+            self._under_way.clear()
+            self._next = None
+            self._changed.notify_all()
         for future in futures:
             future.cancel()
         wait_for(future for future in futures if not future.cancelled())
-        self._under_way.clear()
 
     def _submit(self) -> None:
         with_frames = self._layout.frames_shape is not None
         while self._next is not None and len(self._free) >= len(self._next[1]):
-            index, clips = self._next
+            number, clips = self._next
             slots = [self._free.pop() for _ in clips]
             tasks = (clip.task(slot, with_frames=with_frames) for clip, slot in zip(clips, slots, strict=True))
-            self._under_way[index] = (clips, slots, [self._pool.submit(task) for task in tasks])
+            self._under_way[number] = (clips, slots, [self._pool.submit(task) for task in tasks])
             self._next = next(self._batches, None)
+
+
+class ReadPool:
+    """Worker processes, and the memory that they read clips into.
+
+    Args:
+        layout: How the memory is divided.
+        num_workers: Processes, > 0.
+    """
+
+    def __init__(self, layout: SlotLayout, *, num_workers: int) -> None:
+        self._layout = layout
+        self._memory = SharedMemory(layout.num_bytes)
+        self._pool = WorkerPool("avloader.reading:ClipReader", layout, num_workers=num_workers, memory=self._memory)
+
+    def read(self, batches: Iterable[tuple[int, Sequence[ClipRead]]]) -> ReadAhead:
+        """Start to read `batches`; one such reading at a time."""
+        return ReadAhead(self._pool, self._layout, self._memory, batches)
+
+    def close(self) -> None:
+        """End the processes and give the memory back; calling it twice is harmless."""
+        self._pool.close()
+        self._memory.close()
 
 
 def _with_place(error: AVLoaderError, clip: ClipRead) -> AVLoaderError:

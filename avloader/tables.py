@@ -28,6 +28,7 @@ from avloader.media import AudioInfo, MediaInfo, VideoInfo
 from avloader.timeline import FrameTimes, round_half_up, seconds_to_samples, seconds_to_text
 
 __all__ = [
+    "FOLDER_ENTRIES",
     "MEDIA_PER_CHUNK",
     "ROWS_PER_CHUNK",
     "SCHEMA_VERSION",
@@ -62,8 +63,10 @@ _CLIPS_SCHEMA = pa.schema(
 # Derived, so that nobody has to read the tables of frame times to learn which media have one.
 _MEDIA_SCHEMA = records.arrow_schema(MediaInfo).append(pa.field("constant_times", pa.bool_()))
 TABLES = {"media.parquet": _MEDIA_SCHEMA, "clips.parquet": _CLIPS_SCHEMA}
+FOLDER_ENTRIES = ("manifest.json", *TABLES, *_TEXTS, "links")
 _OFFSETS_HEADER = ("row", "path", "start_sample", "num_samples", "sample_rate", "start_seconds", "duration_seconds")
 _REJECTED_HEADER = ("line", "path", "start", "end", "label", "code", "message")
+_SAYS_WHAT_HELPS = ("unreadable", "no_streams", "no_video", "no_audio")
 _WHITE_SPACE = re.compile(r"[ \t\n\v\f\r]")
 
 
@@ -110,7 +113,7 @@ class TableWriter:
         self._columns: dict[str, list[Any]] = {name: [] for name in _CLIPS_SCHEMA.names}
         self._num_rows = 0
         self._reasons: Counter[str] = Counter()
-        self._first_rejection = ""
+        self._first_rejection = self._first_code = ""
         self._hashers = {name: hashlib.sha256() for name in _INTEGER_COLUMNS if name != "line"}
         self._files = ExitStack()
 
@@ -169,7 +172,8 @@ class TableWriter:
             fields = (entry.text, "", "", "")
         self._rejected.writerow((entry.line, *fields, code, message))
         self._reasons[code] += 1
-        self._first_rejection = self._first_rejection or f"line {entry.line}: {message}"
+        if not self._first_rejection:
+            self._first_rejection, self._first_code = f"line {entry.line}: {message}", code
 
     def finish(self, options: Mapping[str, str | None]) -> None:
         """Write what remains, and ``manifest.json`` last.
@@ -178,11 +182,7 @@ class TableWriter:
             ManifestError: If no row was kept.
         """
         if not self._num_rows:
-            counts = ", ".join(f"{count} {code}" for code, count in self._reasons.most_common())
-            cause = f"no annotation can be kept: {counts or 'there are none'}"
-            if self._first_rejection:
-                cause += f"; the first is {self._first_rejection}"
-            raise ManifestError(cause, path=options["annotations"], remedy="Check the media root and the media")
+            raise self._nothing_kept(options["annotations"])
         self._flush()
         self._files.close()
         fingerprint = hashlib.sha256("\n".join(self._labels).encode())
@@ -206,6 +206,17 @@ class TableWriter:
         with open(self._path("manifest.json"), "w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(facts, file, indent=2, ensure_ascii=False)
             file.write("\n")
+
+    def _nothing_kept(self, path: str | None) -> ManifestError:
+        if not self._reasons:
+            return ManifestError("it holds no annotation", path=path, remedy="Add lines below its header")
+        counts = ", ".join(f"{count} {code}" for code, count in self._reasons.most_common())
+        cause = f"no annotation can be kept: {counts}; the first is {self._first_rejection.rstrip('.')}"
+        if "missing_file" in self._reasons:
+            remedy = "Check the media root and the paths"
+        else:
+            remedy = "" if self._first_code in _SAYS_WHAT_HELPS else "Correct the annotations"
+        return ManifestError(cause, path=path, remedy=remedy)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)

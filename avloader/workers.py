@@ -109,8 +109,9 @@ class WorkerPool:
             raise ValueError(f"num_workers={num_workers} must be at least 1")
         self._make_worker: Callable[[], _Worker] = lambda: _Worker(target, init, memory)
         self._waiting: deque[tuple[Any, Future[Any]]] = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close a pool from anywhere
         self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
         self._closed = False
         self._workers = [self._make_worker() for _ in range(num_workers)]
         self._thread = threading.Thread(target=self._dispatch, name="avloader-workers", daemon=True)
@@ -124,7 +125,7 @@ class WorkerPool:
             if self._closed:
                 raise RuntimeError("the worker pool is closed")
             self._waiting.append((task, future))
-        self._wake()
+            self._wake()
         return future
 
     def map_unordered(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Future[Any]]]:
@@ -160,11 +161,10 @@ class WorkerPool:
             if self._closed:
                 return
             self._closed = True
-        self._wake()
-        self._thread.join()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+            self._wake()
         _open_pools.discard(self)
+        if threading.current_thread() is not self._thread:  # else the garbage collector called, and it ends by itself
+            self._thread.join()
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -173,7 +173,7 @@ class WorkerPool:
         self.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # closed meanwhile
+        with contextlib.suppress(BlockingIOError):  # full: it will wake
             os.write(self._wake_write, b"x")
 
     def _dispatch(self) -> None:
@@ -196,6 +196,10 @@ class WorkerPool:
                 worker.end(timeout=2.0)
                 for _, future in worker.sent:
                     _fail(future, WorkerDied("the worker pool was closed"))
+            with self._lock:
+                self._closed = True  # from here on nobody wakes this thread
+                os.close(self._wake_read)
+                os.close(self._wake_write)
             for _, future in self._waiting:
                 future.cancel()
 

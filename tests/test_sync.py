@@ -120,6 +120,7 @@ def check_all(loader: AVLoader, rows: Sequence[Row]) -> None:
                 raise AssertionError(f"row {row}, {rows[row]}: {error}") from error
             seen += 1
     assert seen == len(rows)
+    assert loader.fallbacks == []
 
 
 def truth_rows(media: TruthMedia, rate: int) -> list[Row]:

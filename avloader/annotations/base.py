@@ -89,7 +89,8 @@ def number(name: str, value: object) -> Fraction:
     try:
         return parse_seconds(value)
     except ValueError as error:
-        raise LineError("bad_number", f"{name}: {_shorten(str(error))}") from None
+        hint = "; write 65.5, not 1:05.5" if ":" in str(value) else "; write 0.5, not 0,5" if "," in str(value) else ""
+        raise LineError("bad_number", f"{name}: {_shorten(str(error))}{hint}") from None
 
 
 def interval(start: Fraction | None, end: Fraction | None) -> tuple[Fraction | None, Fraction | None]:

@@ -49,8 +49,10 @@ class Lines:
         self.number = 0
         self._returned: deque[str] = deque()
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise file_error(path, "it is not a regular file", "Name the annotation file itself")
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                cause = "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
+                raise file_error(path, cause, "Name the annotation file itself")
             self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
         except FileNotFoundError:
             raise file_error(path, "there is no such file", "Check the path", code="missing_file") from None
@@ -85,7 +87,7 @@ class Lines:
         for line in self:
             if line.strip():
                 if "\0" in line:
-                    cause = "it holds NUL bytes: it is a binary file"
+                    cause = "it is a binary file, not text: it holds NUL bytes"
                     raise file_error(self.path, cause, "Save it as UTF-8 text", line=self.number)
                 if "\r" in line.rstrip("\r\n"):
                     cause = "its lines end with a carriage return alone"
@@ -110,6 +112,9 @@ class Lines:
         try:
             return data.decode("utf-8" if self.number else "utf-8-sig")
         except UnicodeDecodeError as error:
+            if b"\0" in data:
+                cause = "it is a binary file, not text"
+                raise file_error(self.path, cause, "Name a table of clips", line=self.number + 1) from None
             cause = f"it is not UTF-8 text (byte 0x{data[error.start]:02x})"
             remedy = "Convert it, for example: iconv -f latin1 -t utf-8"
             raise file_error(self.path, cause, remedy, line=self.number + 1) from None

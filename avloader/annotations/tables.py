@@ -108,7 +108,7 @@ def _refuse_other_tables(source: Lines, record: Record, columns: Sequence[str], 
     values = [value for name, value in zip(columns, record.fields, strict=False) if name in numbers]
     if values and all(_is_word(value) for value in values):
         cause = "its first record looks like a header, which this format has not"
-        remedy = f"Remove it; the columns are {','.join(columns)}"
+        remedy = f"Remove it, or name the right format; the columns of this one are {','.join(columns)}"
         raise file_error(source.path, cause, remedy, line=record.line)
 
 

@@ -1,0 +1,138 @@
+"""Lanes: DALI pipelines that work side by side, each in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from avloader.errors import AVLoaderError
+from avloader.pipeline import ClipPipeline
+from avloader.reading import ReadBatch
+
+__all__ = ["Delivered", "Lane", "LaneFailedError"]
+
+_READY = 1  # finished batches that wait in a lane for their turn
+_PATIENCE = 10.0  # seconds that a closing lane has to finish what it is at
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A batch that left the graph.
+
+    Attributes:
+        read: What was read for it.
+        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
+    """
+
+    read: ReadBatch
+    tensors: dict[str, torch.Tensor]
+
+
+class LaneFailedError(Exception):
+    """The GPU's reader failed or hangs; what the lane has not delivered has to be had in another way."""
+
+
+class Lane:
+    """Runs one pipeline to its end and holds its finished batches.
+
+    Args:
+        make: Makes the pipeline; called in the lane's thread.
+        device_id: The GPU that the outputs are on, or None.
+    """
+
+    def __init__(self, make: Callable[[], ClipPipeline], *, device_id: int | None) -> None:
+        self._ready: queue.Queue[Delivered | Exception] = queue.Queue(_READY)
+        self._stopped = threading.Event()
+        self._device_id = device_id
+        self._pipe: ClipPipeline | None = None
+        self._thread = threading.Thread(target=self._work, args=(make,), name="avloader-lane", daemon=True)
+        self._thread.start()
+
+    def take(self, interrupted: threading.Event, timeout: float | None) -> Delivered:
+        """The next batch.
+
+        Args:
+            interrupted: Ends the waiting when it is set.
+            timeout: Seconds after which the reader counts as hanging; None: never.
+
+        Raises:
+            LaneFailedError: If DALI fails, delivers nothing for so long, or the waiting was ended.
+            AVLoaderError: If the rows that it read are not those that it was asked for.
+        """
+        end = time.monotonic() + timeout if timeout is not None else math.inf
+        while not interrupted.is_set() and time.monotonic() < end:
+            with contextlib.suppress(queue.Empty):
+                item = self._ready.get(timeout=0.2)
+                if isinstance(item, Exception):
+                    raise item
+                return item
+        raise LaneFailedError(
+            "it was interrupted" if interrupted.is_set() else f"no batch came for {timeout:g} seconds"
+        )
+
+    def stop(self) -> None:
+        """Take no further batch; `close` waits for the one that is under way."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Stop the thread and destroy the pipeline; a pipeline that hangs is left alone for ever."""
+        self.stop()
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive() and self._pipe is not None:
+            # Its destructor would wait for the reader that hangs, at the latest when Python ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._pipe))
+
+    def _work(self, make: Callable[[], ClipPipeline]) -> None:
+        try:
+            self._pipe = pipe = make()
+            stream = torch.cuda.Stream(self._device_id) if self._device_id is not None else None
+            pipe.schedule_run()
+            while not self._stopped.is_set() and pipe.has_batch:
+                read = pipe.oldest_batch
+                outputs = pipe.share_outputs()
+                tensors = _to_torch(pipe.output_names, outputs, len(read.clips), stream)
+                pipe.release_outputs()
+                del outputs
+                pipe.schedule_run()
+                self._put(Delivered(read, tensors))
+        except AVLoaderError as error:
+            self._put(error)
+        except Exception as error:  # whatever DALI raises, the engine has to hear of it
+            failure = LaneFailedError(str(error).strip().splitlines()[-1][:200])
+            failure.__cause__ = error
+            self._put(failure)
+        finally:
+            self._pipe = None
+
+    def _put(self, item: Delivered | Exception) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._ready.put(item, timeout=0.1)
+                return
+
+
+def _to_torch(
+    names: list[str], outputs: tuple[Any, ...], num_clips: int, stream: torch.cuda.Stream | None
+) -> dict[str, torch.Tensor]:
+    """DALI's outputs, but for the rows, as tensors that own their memory."""
+    tensors = {
+        name: from_dlpack(output.as_tensor())[:num_clips] for name, output in zip(names[:-1], outputs, strict=False)
+    }
+    if stream is None:
+        return tensors
+    # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do with it;
+    # PyTorch's allocator waits for the streams that it was told of.
+    with torch.cuda.stream(stream):
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    stream.synchronize()
+    return tensors

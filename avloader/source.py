@@ -1,0 +1,173 @@
+"""An opened medium: the streams that FFmpeg calls best, its start, and what is wrong with it in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol, TypeAlias
+
+import av
+import av.container
+import av.error
+import av.stream
+from av.stream import Disposition
+
+from avloader.errors import MediaError
+
+__all__ = [
+    "REENCODE",
+    "Packet",
+    "Source",
+    "Stream",
+    "as_fraction",
+    "codec_name",
+    "ffmpeg_errors",
+    "file_status",
+    "open_source",
+    "time_base_of",
+    "unreadable",
+]
+
+Packet: TypeAlias = "av.Packet[av.stream.Stream]"
+Stream: TypeAlias = "av.VideoStream | av.AudioStream"
+
+REENCODE = "Convert it with 'avloader prepare', or get a complete copy"
+
+
+class _Rational(Protocol):
+    @property
+    def numerator(self) -> int: ...
+    @property
+    def denominator(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An opened medium.
+
+    Attributes:
+        path: Its path.
+        container: FFmpeg's demuxer.
+        video, audio: The streams that FFmpeg calls best and can decode, or None.
+        origin: The container's start in seconds on its streams' clocks.
+    """
+
+    path: str
+    container: av.container.InputContainer
+    video: av.VideoStream | None
+    audio: av.AudioStream | None
+    origin: Fraction
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams that there are."""
+        return [stream for stream in (self.video, self.audio) if stream is not None]
+
+
+@contextlib.contextmanager
+def open_source(path: str, container_format: str | None = None) -> Iterator[Source]:
+    """Opens a medium; what FFmpeg reports while it is open becomes a MediaError.
+
+    Args:
+        path: A regular file.
+        container_format: FFmpeg's name, which saves it a guess; None: it guesses.
+
+    Raises:
+        MediaError: With `code` "unreadable", "missing_file" or "no_streams".
+    """
+    with ffmpeg_errors(path), av.open(path, format=container_format) as container:
+        video, audio = container.streams.best("video"), container.streams.best("audio")
+        if not isinstance(video, av.VideoStream) or video.codec_context is None or _is_cover_art(video):
+            video = None
+        if not isinstance(audio, av.AudioStream) or audio.codec_context is None:
+            audio = None
+        if video is None and audio is None:
+            raise MediaError("it holds neither picture nor sound", path=path, remedy=REENCODE, code="no_streams")
+        yield Source(path, container, video, audio, _origin(container))
+
+
+def file_status(path: str) -> os.stat_result:
+    """Status of a regular file that is not empty.
+
+    Raises:
+        MediaError: With `code` "missing_file" or "unreadable".
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError("there is no such file", path=path, remedy="Check the path", code="missing_file") from None
+    except OSError as error:
+        raise unreadable(path, f"it cannot be read ({_words(error)})", "Check the permissions") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise unreadable(path, "it is a folder, not a media file", "Name a file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise unreadable(path, "it is not a regular file", "Name a media file")
+    if not status.st_size:
+        raise unreadable(path, "the file is empty", "Get a complete copy")
+    return status
+
+
+def unreadable(path: str, cause: str, remedy: str = REENCODE) -> MediaError:
+    """A MediaError with `code` "unreadable"."""
+    return MediaError(cause, path=path, remedy=remedy, code="unreadable")
+
+
+def as_fraction(value: _Rational | None) -> Fraction | None:
+    """A rational attribute, whichever type PyAV gives it; None if unset."""
+    return Fraction(value.numerator, value.denominator) if value else None
+
+
+def time_base_of(stream: Stream) -> Fraction:
+    """Seconds per tick of a stream."""
+    time_base = as_fraction(stream.time_base)
+    assert time_base is not None, "FFmpeg gives every stream a time base"
+    return time_base
+
+
+def codec_name(stream: Stream) -> str:
+    """FFmpeg's name of the codec, not of the decoder: "vp9", also where libvpx decodes it."""
+    codec = stream.codec_context.codec
+    return str(getattr(codec, "canonical_name", codec.name))
+
+
+def _is_cover_art(stream: av.VideoStream) -> bool:
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def _origin(container: av.container.InputContainer) -> Fraction:
+    """The container's start in seconds: the exact value behind its `start_time`, which is rounded to microseconds."""
+    starts = [
+        stream.start_time * time_base
+        for stream in container.streams
+        if stream.start_time is not None and (time_base := as_fraction(stream.time_base)) is not None
+    ]
+    if container.start_time is None:
+        return min(starts, default=Fraction(0))
+    rounded = Fraction(container.start_time, av.time_base)
+    return min((start for start in starts if abs(start - rounded) <= Fraction(1, av.time_base)), default=rounded)
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+@contextlib.contextmanager
+def ffmpeg_errors(path: str) -> Iterator[None]:
+    """Turns what FFmpeg or the system reports into a MediaError."""
+    try:
+        yield
+    except PermissionError:
+        raise unreadable(path, "there is no permission to read it", "Change its permissions") from None
+    except av.error.InvalidDataError:
+        cause = "FFmpeg finds no media in it: not a media file, or cut off before its index was written"
+        raise unreadable(path, cause) from None
+    except (av.error.FFmpegError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOENT:
+            raise MediaError("the file vanished", path=path, remedy="Check the path", code="missing_file") from None
+        words = _words(error) if isinstance(error, OSError) else str(error)
+        raise unreadable(path, f"FFmpeg cannot read it ({words})") from None

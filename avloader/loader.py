@@ -223,7 +223,7 @@ class AVLoader:
         self._resources = _Resources()
         # Nobody closes a loader that is just dropped; the pool's thread would keep its processes for ever.
         weakref.finalize(self, self._resources.close)
-        self._current_plan()  # so that what cannot work is said now
+        self._check_features(self._current_plan())  # so that what cannot work is said now
 
     @property
     def fallbacks(self) -> list[str]:
@@ -341,6 +341,18 @@ class AVLoader:
             self._plan = Plan(self.manifest, self._options, epoch=self._epoch)
             self._report_short_rows(self._plan)
         return self._plan
+
+    def _check_features(self, plan: Plan) -> None:
+        if self._features is None:
+            return
+        num_samples = self._num_samples(plan)
+        try:
+            self._features.num_hops(num_samples)
+        except ValueError as error:
+            raise ValueError(
+                f"features={self._features!r} need more sound than audio_seconds={float(plan.audio_seconds):g} at "
+                f"sample_rate={self._sample_rate}: {error}"
+            ) from None
 
     def _report_short_rows(self, plan: Plan) -> None:
         if not len(plan.short_rows):

@@ -167,7 +167,8 @@ class Manifest:
                     what,
                     path=manifest.media(media_id).path,
                     row=manifest.row_of_media(media_id),
-                    remedy="Bring the file back as it was, or build the manifest again",
+                    remedy="Bring the file back as it was, or build the manifest again; "
+                    "in Python, check_media=False opens it nevertheless",
                     code="media_changed",
                 )
         return manifest
@@ -415,7 +416,7 @@ def build_manifest(
     root = os.path.abspath(media_root)
     if not os.path.isdir(root):
         cause = "the media root is not a folder" if os.path.lexists(root) else "there is no such folder"
-        raise ManifestError(cause, path=root, remedy="Check the media root", code="missing_file")
+        raise ManifestError(cause, path=root, remedy="Name the folder that media paths start from", code="missing_file")
     paths: dict[str, None] = {}  # a dict keeps the order of the file
     names: set[str] = set()
     for entry in read():
@@ -506,7 +507,7 @@ def _resolve(entry: _Entry, root: str, media: dict[str, MediaInfo | MediaError])
         raise _RejectedError(entry.code, entry.message)
     medium = _probed(media, _absolute(root, entry.path))
     if medium.video is None:
-        raise _RejectedError("no_video", f"{medium.path}: the medium has no picture")
+        raise _RejectedError("no_video", f"{medium.path}: the medium has no picture. Name a file with video.")
     sound = _probed(media, _absolute(root, entry.audio_path)) if entry.audio_path else medium
     if sound.audio is None:
         cause = (
@@ -606,14 +607,11 @@ def _read_facts(path: str) -> dict[str, Any]:
         raise _cannot_be_read(name, error) from error
     except ValueError as error:
         raise ManifestError(f"it is not JSON ({error})", path=name, remedy=_REBUILD, code="damaged") from error
-    if not isinstance(facts, dict) or "schema_version" not in facts:
-        remedy = "Name a folder that 'avloader manifest' wrote"
-        raise ManifestError("it names no schema version: another program wrote it", path=name, remedy=remedy)
-    version = facts["schema_version"]
+    version = facts.get("schema_version") if isinstance(facts, dict) else None
     if version != SCHEMA_VERSION:
-        raise ManifestError(
-            f"it has schema version {version}, this avloader reads {SCHEMA_VERSION}", path=name, remedy=_REBUILD
-        )
+        cause = f"it has schema version {version}, this avloader reads {SCHEMA_VERSION}"
+        remedy = _REBUILD if version else f"{_REBUILD}, or name another folder: this one may be another program's"
+        raise ManifestError(cause, path=name, remedy=remedy)
     missing = sorted(_FACTS.keys() - facts.keys())
     if missing:
         raise ManifestError(f"it lacks {', '.join(missing)}", path=name, remedy=_REBUILD, code="damaged")

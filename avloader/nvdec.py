@@ -14,6 +14,7 @@ from avloader.timeline import round_half_up
 __all__ = ["nvdec_reason"]
 
 _CODECS = ("h264", "hevc")
+_PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 
 
@@ -37,6 +38,8 @@ def nvdec_reason(source: Source, video: VideoInfo | None, *, is_fragmented: bool
         return f"codec {video.codec}"
     if video.pixel_format not in _PIXEL_FORMATS:
         return f"pixel format {video.pixel_format}"
+    if getattr(source.video.codec_context, "field_order", 0) > _PROGRESSIVE:  # PyAV before 18 does not tell
+        return "interlaced"  # it would deinterlace: other pictures than a linear decode shows
     if refreshed_later:
         return "gradual refresh instead of key frames"
     return _numbering_reason(source.container, source.video, video, is_mkv="matroska" in formats)

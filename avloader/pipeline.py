@@ -89,6 +89,8 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         prefetch_queue_depth: Batches in flight.
     """
 
+    _pipe = None  # DALI's destructor asks for it, also where making a pipeline failed before DALI set it
+
     def __init__(
         self,
         batches: Iterator[ReadBatch],

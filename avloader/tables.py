@@ -213,7 +213,7 @@ class TableWriter:
         counts = ", ".join(f"{count} {code}" for code, count in self._reasons.most_common())
         cause = f"no annotation can be kept: {counts}; the first is {self._first_rejection.rstrip('.')}"
         if "missing_file" in self._reasons:
-            remedy = "Check the media root and the paths"
+            remedy = "Check the media root"
         else:
             remedy = "" if self._first_code in _SAYS_WHAT_HELPS else "Correct the annotations"
         return ManifestError(cause, path=path, remedy=remedy)

@@ -184,7 +184,7 @@ def overwrite(path: Path, box: bytes, first: float = 0.3, last: float = 0.7) -> 
     """Fill a part of a box with other bytes."""
     data = bytearray(path.read_bytes())
     begin, end = top_level_boxes(bytes(data))[box]
-    begin, end = (int(begin + (end - begin) * part) for part in (first, last))
+    begin, end = (int(begin + 16 + (end - begin - 16) * part) for part in (first, last))
     data[begin:end] = bytes((37 * place + 11) % 251 for place in range(end - begin))
     path.write_bytes(data)
 
@@ -464,12 +464,12 @@ REFUSED = (
     Refused(
         "media_root_missing",
         ("manifest", "clips.csv", "--media-root", "vidoes", *BUILD[4:]),
-        ("/vidoes: ", "no such folder", "Check the media root"),
+        ("/vidoes: ", "no such folder", "media paths start from"),
     ),
     Refused(
         "media_root_is_a_file",
         ("manifest", "clips.csv", "--media-root", "clips.csv", *BUILD[4:]),
-        ("/clips.csv: ", "not a folder", "Check the media root"),
+        ("/clips.csv: ", "not a folder", "media paths start from"),
     ),
     Refused(
         "root_not_utf8",
@@ -549,7 +549,7 @@ REFUSED = (
     ),
     _bad_manifest(
         "manifest_json_of_something_else",
-        ("manifest.json", "another program", "avloader manifest"),
+        ("manifest.json", "schema version None", "another program"),
         lambda r: (r.out / "manifest.json").write_text('{"name": "web"}'),
     ),
     _bad_manifest(
@@ -804,10 +804,10 @@ def test_check_names_what_is_not_as_it_was_and_exits_with_1(
     assert finding["what"] in outcome.out
 
 
-def test_corrupted_pictures_are_drawn_or_refused_in_one_line(room: Room, capfd: pytest.CaptureFixture[str]) -> None:
+def test_corrupted_pictures_are_refused_in_one_line(room: Room, capfd: pytest.CaptureFixture[str]) -> None:
     room.build()
     keep_time(room.good, lambda path: overwrite(path, b"mdat", 0, 1))
-    check_error(run(capfd, *PREVIEW), "preview", ("/good.mp4 (row 0): ",))
+    check_error(run(capfd, *PREVIEW), "preview", ("/good.mp4 (row 0): the picture ", "intact copy"))
 
 
 # The loader -----------------------------------------------------------------------------------------------------------

@@ -13,19 +13,17 @@ import pytest
 import avloader
 
 PACKAGE = Path(avloader.__file__).parent
-MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
+FILES = {path.relative_to(PACKAGE.parent): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {".".join(name.with_suffix("").parts).removesuffix(".__init__"): path for name, path in FILES.items()}
 
-# A module imports only from lines above its own, or from its own line.
+# The way of the data: a stage is made of the stages above it, never of its own line or of those below it. A module
+# that is not named here is a part of the stages that use it.
 FLOW = [
-    ["errors", "py"],
-    ["timeline", "keyed", "resample", "folders", "workers"],
-    ["annotations"],
-    ["mp4", "records"],
-    ["media"],
-    ["tables"],
+    ["errors"],
+    ["timeline", "resample", "workers"],
+    ["annotations", "media"],
     ["manifest"],
-    ["check", "plan"],
-    ["audio", "video"],
+    ["plan", "audio", "video"],
     ["reading"],
     ["features"],
     ["pipeline"],
@@ -33,18 +31,13 @@ FLOW = [
     ["loader"],
     ["preview", "demo"],
     ["cli"],
-    ["__init__", "__main__"],
 ]
-LEVEL = {name: level for level, names in enumerate(FLOW) for name in names}
-LIGHT = [
-    *("errors", "timeline", "keyed", "resample", "folders", "workers", "annotations", "mp4", "records", "media"),
-    *("tables", "manifest", "check", "plan", "audio", "video", "reading"),
-]
+LIGHT = ["timeline", "resample", "workers", "annotations", "media", "manifest", "plan", "audio", "video", "reading"]
 
 
 def imports_of(module: str) -> set[str]:
     """Everything that a module imports anywhere, but what only the type checker sees: "avloader.media", "torch"."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
@@ -55,47 +48,43 @@ def imports_of(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
             assert node.module is not None
-            found |= {f"avloader.{alias.name}" for alias in node.names} if node.module == "avloader" else {node.module}
-    return found
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in inner if name in MODULES} or {node.module}
+            if node.module == "avloader":  # what the package itself imports when it is first used
+                found |= {
+                    f"avloader.{avloader._LAZY[alias.name]}" for alias in node.names if alias.name in avloader._LAZY
+                }
+    return found - {"avloader"}
 
 
-def stage(module: str) -> str:
-    """The first part of a module's name inside the package: "annotations/csv" and "annotations.csv" -> annotations."""
-    return module.replace(".", "/").split("/")[0]
+def reach_of(module: str) -> set[str]:
+    """Everything that a module imports, and what that imports."""
+    reached: set[str] = set()
+    todo = [module]
+    while todo:
+        new = imports_of(todo.pop()) - reached
+        reached |= new
+        todo += [name for name in new if name in MODULES]
+    return reached
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way_along_the_flow(module: str) -> None:
-    assert stage(module) in LEVEL, f"place {module} in FLOW"
-    for name in imports_of(module):
-        if not name.startswith("avloader."):
-            continue
-        other = stage(name.removeprefix("avloader."))
-        if other in LEVEL:  # else a public name that the package itself imports when it is first used
-            assert LEVEL[other] <= LEVEL[stage(module)], f"{module} imports {other}"
-        else:
-            assert LEVEL[stage(module)] > LEVEL["loader"], f"{module} imports avloader.{other} from the package itself"
+def test_no_module_imports_itself_by_a_detour(module: str) -> None:
+    assert module not in reach_of(module)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if stage(module) in LIGHT])
-def test_what_runs_without_torch_and_dali_imports_neither(module: str) -> None:
-    roots = {name.split(".")[0] for name in imports_of(module)}
-    assert not roots & {"torch", "nvidia"}
+@pytest.mark.parametrize("level", range(len(FLOW)), ids=[" ".join(names) for names in FLOW])
+def test_imports_point_one_way_along_the_flow(level: int) -> None:
+    later = {name for names in FLOW[level:] for name in names}
+    for name in FLOW[level]:
+        stages = {reached.split(".")[1] for reached in reach_of(f"avloader.{name}") if reached in MODULES}
+        assert not stages & (later - {name}), name
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_a_light_module_loads_neither_torch_nor_dali(module: str) -> None:
-    """Also not through what it imports; and not the features, which only the pipeline needs."""
-    reached, todo = set(), [module]
-    while todo:
-        for name in imports_of(todo.pop()) - reached:
-            reached.add(name)
-            inner = name.removeprefix("avloader.").replace(".", "/")
-            if name.startswith("avloader") and (PACKAGE / f"{inner}.py").exists():
-                todo.append(inner)
-            elif name.startswith("avloader") and (PACKAGE / inner / "__init__.py").exists():
-                todo.append(f"{inner}/__init__")
-    assert not {name.split(".")[0] for name in reached} & {"torch", "nvidia"}
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_needs_neither_torch_nor_dali_reaches_neither(name: str) -> None:
+    reached = reach_of(f"avloader.{name}")
+    assert not {root.split(".")[0] for root in reached} & {"torch", "nvidia"}
     assert "avloader.features" not in reached
 
 
@@ -119,9 +108,9 @@ def test_the_list_of_public_names_is_complete_and_sorted_into_modules() -> None:
         _ = avloader.no_such_name
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if stage(module) not in ("__init__", "__main__")])
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.endswith(("avloader", "__main__"))])
 def test_every_module_says_what_it_offers(module: str) -> None:
-    loaded = importlib.import_module(f"avloader.{module.replace('/', '.').removesuffix('.__init__')}")
+    loaded = importlib.import_module(module)
     assert loaded.__doc__
     for name in loaded.__all__:
         assert hasattr(loaded, name)

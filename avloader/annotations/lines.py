@@ -51,7 +51,7 @@ class Lines:
         try:
             mode = os.stat(path).st_mode
             if not stat.S_ISREG(mode):
-                cause = "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
+                cause = "it is a folder, not a regular file" if stat.S_ISDIR(mode) else "it is not a regular file"
                 raise file_error(path, cause, "Name the annotation file itself")
             self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
         except FileNotFoundError:

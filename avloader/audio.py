@@ -126,7 +126,7 @@ class AudioReader:
         """Open the file, or open it anew, at its start."""
         self._release()
         try:
-            self._container = container = av.open(self._path)
+            self._container = container = av.open(self._path, metadata_errors="replace")
             stream = container.streams[self._info.stream_index]
         except (av.error.FFmpegError, OSError) as error:
             raise _ReadError(f"it cannot be opened ({error.strerror})") from error
@@ -134,6 +134,8 @@ class AudioReader:
             raise _ReadError(f"it has no stream {self._info.stream_index}") from None
         if not isinstance(stream, av.AudioStream):
             raise _ReadError(f"its stream {self._info.stream_index} is no sound")
+        if stream.codec_context is None:
+            raise _ReadError(f"the codec of its stream {self._info.stream_index} is unknown")
         stream.codec_context.thread_count = 1
         self._stream = stream
         self._is_fresh = True

@@ -531,7 +531,8 @@ class _Run:
     def close(self) -> None:
         """Stop the thread and wait for it, and let whoever iterates come to an end; calling it twice is harmless."""
         self._stopped.set()
-        self._engine.interrupt()
+        if self._thread.is_alive():  # else another pass may run on the engine
+            self._engine.interrupt()
         if threading.current_thread() is self._thread:  # the garbage collector called from there
             return
         self._thread.join()

@@ -13,7 +13,7 @@ from avloader.timeline import round_half_up
 
 __all__ = ["nvdec_reason"]
 
-_CODECS = ("h264", "hevc")
+_CODECS = ("h264",)  # of HEVC it loses frames in some streams, and one list cannot hold both
 _PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 

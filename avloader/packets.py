@@ -128,10 +128,11 @@ def decoded_beginning(path: str, pictures: Pictures) -> tuple[Pictures, int]:
     """
     is_settled = begins_with_key_frame(pictures.pts, pictures.is_key)
     decoded, rotation = _first_frames(path, 1 if is_settled else _NUM_SETTLING)
+    if not len(decoded):
+        raise unreadable(path, "none of its frames can be decoded")
     if is_settled:
         return pictures, rotation
-    is_told = len(decoded) and (np.diff(decoded) > 0).all() and np.isin(decoded, pictures.pts).all()
-    if not is_told:
+    if not ((np.diff(decoded) > 0).all() and np.isin(decoded, pictures.pts).all()):
         cause = "it begins between key frames, and its packets do not tell which frames a player shows"
         raise unreadable(path, cause, "Conform it with 'avloader prepare'")
     shown = (pictures.pts > decoded[-1]) | np.isin(pictures.pts, decoded)

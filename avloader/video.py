@@ -123,7 +123,7 @@ class VideoReader:
         """Open the file, or open it anew, at its start."""
         self._release()
         try:
-            self._container = container = av.open(self._path)
+            self._container = container = av.open(self._path, metadata_errors="replace")
             stream = container.streams[self._stream_index]
         except (av.error.FFmpegError, OSError) as error:
             raise _ReadError(f"it cannot be opened ({error.strerror})") from error
@@ -131,6 +131,8 @@ class VideoReader:
             raise _ReadError(f"it has no stream {self._stream_index}") from None
         if not isinstance(stream, av.VideoStream) or stream.time_base is None:
             raise _ReadError(f"its stream {self._stream_index} is no picture")
+        if stream.codec_context is None:
+            raise _ReadError(f"the codec of its stream {self._stream_index} is unknown")
         context = stream.codec_context
         context.thread_count = self._num_threads
         if self._num_threads == 1:

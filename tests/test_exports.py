@@ -29,7 +29,8 @@ FLOW = [
     ["pipeline"],
     ["engine"],
     ["loader"],
-    ["preview", "demo"],
+    ["preview"],
+    ["demo"],
     ["cli"],
 ]
 LIGHT = ["timeline", "resample", "workers", "annotations", "media", "manifest", "plan", "audio", "video", "reading"]

@@ -73,6 +73,7 @@ def loader_of(manifest: Manifest | str | Path, **options: Any) -> AVLoader:
         "normalize": None,
         "features": MEL,
         "device": "cpu",
+        "num_workers": 1,
     }
     return AVLoader(manifest, **(defaults | options))
 
@@ -217,7 +218,7 @@ def test_resumed_at_any_batch_the_rest_is_what_was_not_delivered(
             assert second.state_dict()["epoch"] == 1
 
 
-@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 3), (2, 5), (3, 4)])
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 3), (3, 4)])
 def test_resumed_with_another_world_and_batch_size_exactly_the_rest_is_delivered(
     manifest: Manifest, world_size: int, batch_size: int
 ) -> None:
@@ -988,13 +989,13 @@ def test_memory_stays_flat_over_hundreds_of_batches(manifest: Manifest) -> None:
 
     with loader_of(manifest, batch_size=2, num_workers=2, shuffle=True) as loader:
         endless = batches(loader)
-        for _ in range(150):
+        for _ in range(100):
             next(endless)
         gc.collect()
         before = resident_bytes()
-        for _ in range(300):
+        for _ in range(200):
             next(endless)
         gc.collect()
         growth = resident_bytes() - before
         endless.close()
-    assert growth < 24 * 2**20, f"{growth / 2**20:.1f} MiB more after 300 batches"
+    assert growth < 24 * 2**20, f"{growth / 2**20:.1f} MiB more after 200 batches"

@@ -224,6 +224,14 @@ def test_a_beginning_that_packets_do_not_foretell_is_refused(tmp_path: Path) -> 
     assert caught.value.code == "unreadable"
 
 
+def test_pictures_whose_parameters_are_lost_are_refused(tmp_path: Path) -> None:
+    # Key frames of an open GOP do not repeat the parameter sets, which only the part cut off has.
+    whole = make_short(tmp_path, "mkv", short_picture(open_gop=True), name="whole")
+    path = remux(whole, tmp_path / "joined.ts", keep=lambda number: number >= 20)
+    with pytest.raises(MediaError, match="none of its frames can be decoded"):
+        probe(path)
+
+
 def test_the_clock_of_a_transport_stream_may_wrap_around(tmp_path: Path) -> None:
     whole = make_short(tmp_path, "ts", short_picture(), SHORT_SOUND, name="whole")
     wrap_seconds = 2**33 // 90000

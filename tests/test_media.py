@@ -35,6 +35,8 @@ NVDEC_REASONS = {
     "variable_rate": "variable frame rate",
     "variable_rate_b_frames": "variable frame rate",
     "intra_refresh": "gradual refresh instead of key frames",
+    "hevc": "codec hevc",
+    "hevc_open_gop": "codec hevc",
     "webm": "codec vp9",
     "mkv_truly_odd_size": "codec vp9",
     "mpegts": "container mpegts",

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import mmap
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -275,12 +276,12 @@ def _serve(fds: list[int]) -> None:
         except Exception as error:
             server = _Broken(error)  # every task tells why, instead of a worker that dies again and again
         while True:
-            task = connection.recv()
+            message = connection.recv_bytes()
             try:
-                answer = (False, server(task))
+                answer = pickle.dumps((False, server(pickle.loads(message))))
             except Exception as error:
-                answer = (True, error)
-            connection.send(answer)
+                answer = pickle.dumps((True, error))
+            connection.send_bytes(answer)
 
 
 class _Broken:

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -101,14 +100,7 @@ def verify(manifest: Manifest, recipe: Recipe, arguments: argparse.Namespace) ->
                 return
 
 
-@dataclass(frozen=True)
-class BareTask:
-    """Frames to decode: their first pts and how many."""
-
-    path: str
-    first_pts: int
-    last_pts: int
-    convert: bool
+BareTask = tuple[str, int, int, bool]  # path, pts of the first and of the last frame, whether to convert
 
 
 class BareDecoder:
@@ -120,21 +112,22 @@ class BareDecoder:
 
     def __call__(self, task: BareTask) -> int:
         """Decode one clip and return how many of its frames came out."""
-        container = self._containers.get(task.path)
+        path, first_pts, last_pts, convert = task
+        container = self._containers.get(path)
         if container is None:
-            container = self._containers[task.path] = av.open(task.path)
+            container = self._containers[path] = av.open(path)
+            container.streams.video[0].codec_context.thread_count = 1
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        container.seek(task.first_pts, stream=stream)
+        container.seek(first_pts, stream=stream)
         count = 0
         stream.codec_context.skip_frame = "NONREF"
         for packet in container.demux(stream):
-            if packet.pts is not None and packet.pts >= task.first_pts:
+            if packet.pts is not None and packet.pts >= first_pts:
                 stream.codec_context.skip_frame = "DEFAULT"
             for frame in packet.decode():
-                if task.first_pts <= frame.pts <= task.last_pts:
+                if first_pts <= frame.pts <= last_pts:
                     count += 1
-                    if task.convert:
+                    if convert:
                         self._reformatter.reformat(frame, SIZE, SIZE, "rgb24", interpolation="BILINEAR")
             if count == NUM_FRAMES:
                 break
@@ -147,7 +140,7 @@ def bare_cpu(manifest: Manifest, *, convert: bool) -> float:
     assert media.video is not None
     times = media.video.times
     tasks = [
-        BareTask(media.path, times.pts(first), times.pts(first + NUM_FRAMES - 1), convert)
+        (media.path, times.pts(first), times.pts(first + NUM_FRAMES - 1), convert)
         for first in manifest.first_frame.tolist()
     ]
     cores = available_cores()
@@ -215,15 +208,7 @@ def measure(loader: AVLoader) -> tuple[float, float]:
         if number == 3:
             start, counted = now, 0
         counted += len(batch)
-    _synchronize(loader)
     return (counted - BATCH_SIZE) / (time.perf_counter() - start), first - begin
-
-
-def _synchronize(loader: AVLoader) -> None:
-    if "GPU" in loader.engine and loader.engine.endswith(tuple("0123456789")):
-        import torch
-
-        torch.cuda.synchronize()
 
 
 def bench(name: str, recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

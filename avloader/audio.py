@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from avloader.errors import DecodeError
 from avloader.media import AudioInfo
+from avloader.source import open_container
 from avloader.timeline import round_half_up
 
 __all__ = ["AudioReader"]
@@ -126,7 +127,7 @@ class AudioReader:
         """Open the file, or open it anew, at its start."""
         self._release()
         try:
-            self._container = container = av.open(self._path, metadata_errors="replace")
+            self._container = container = open_container(self._path)
             stream = container.streams[self._info.stream_index]
         except (av.error.FFmpegError, OSError) as error:
             raise _ReadError(f"it cannot be opened ({error.strerror})") from error

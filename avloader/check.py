@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from avloader.errors import ManifestError
 from avloader.manifest import Manifest, ManifestRow
+from avloader.source import open_container
 
 __all__ = ["Finding", "check_manifest"]
 
@@ -111,7 +112,7 @@ def _compare(manifest: Manifest, rows: list[ManifestRow]) -> Iterator[Finding]:
 
 def _linear_pts(path: str, stream_index: int) -> Generator[int, None, None]:
     """Pts of every frame of a stream, in the order in which a decoder gives them."""
-    with av.open(path, metadata_errors="replace") as container:
+    with open_container(path) as container:
         stream = container.streams[stream_index] if stream_index < len(container.streams) else None
         if not isinstance(stream, (av.VideoStream, av.AudioStream)) or stream.codec_context is None:
             return

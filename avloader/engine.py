@@ -25,7 +25,8 @@ from avloader.reading import ClipRead, ReadAhead, ReadPool, SlotLayout
 
 __all__ = ["Engine", "ReaderOptions"]
 
-_STRETCH_BATCHES = 256  # batches of a stretch: long enough to hide its making, short enough to bound its open files
+_FIRST_STRETCH = 32  # batches of the first stretch: the first batch waits until all of its files are known
+_LONGEST_STRETCH = 256  # later ones grow threefold up to this: it hides their making, and bounds their open files
 _IN_FLIGHT = 2  # batches that DALI holds of each lane
 _SHARED_BYTES = 2 * 2**30  # how much decoded material may wait for the graph
 
@@ -90,31 +91,30 @@ class Engine:
         self._batch_size, self._device, self._device_id = batch_size, device, device_id
         self._num_workers, self._num_threads = num_workers, num_threads
         self._pool = self._make_pool(with_frames=reader is None)
-        self._interrupted = threading.Event()
         self.fallbacks: list[str] = []
 
     def close(self) -> None:
         """End the worker processes."""
         self._pool.close()
 
-    def interrupt(self) -> None:
-        """Let `run` end soon, from another thread, also while it waits for a batch."""
-        self._interrupted.set()
-
-    def run(self, batches: Iterable[Sequence[ClipRead]]) -> Iterator[Delivered]:
+    def run(self, batches: Iterable[Sequence[ClipRead]], stopped: threading.Event) -> Iterator[Delivered]:
         """The batches, in order. Closing the iterator stops reading.
+
+        Args:
+            batches: What to deliver.
+            stopped: Lets the iterator end soon when it is set, also while it waits for a batch.
 
         Raises:
             SyncError: If a reader delivers other rows than it was asked for.
+            DecodeError: If DALI fails.
         """
-        self._interrupted.clear()
-        for_reading, for_lanes = itertools.tee(enumerate(batches))
-        ahead = self._pool.read(for_reading)
+        source = enumerate(batches)
+        ahead = self._pool.read()
         stretches: list[_Stretch] = []  # the one that runs, and the next
         try:
-            self._add_stretch(stretches, ahead, for_lanes)
+            self._start(stretches, ahead, list(itertools.islice(source, _FIRST_STRETCH)))
             while stretches:
-                yield from self._run(stretches, ahead, for_lanes)
+                yield from self._run(stretches, ahead, source, stopped)
                 stretches.pop(0).close()
         finally:
             ahead.close()
@@ -122,34 +122,42 @@ class Engine:
                 stretch.close()
 
     def _run(
-        self, stretches: list[_Stretch], ahead: ReadAhead, following: Iterator[tuple[int, Sequence[ClipRead]]]
+        self,
+        stretches: list[_Stretch],
+        ahead: ReadAhead,
+        source: Iterator[tuple[int, Sequence[ClipRead]]],
+        stopped: threading.Event,
     ) -> Iterator[Delivered]:
-        """The batches of the first stretch; adds the next one when this one nears its end."""
+        """The batches of the first stretch; starts the next one when this one nears its end."""
         stretch = stretches[0]
-        time_to_prepare = max(len(stretch.batches) - 2 * _IN_FLIGHT * stretch.num_lanes, 0)
+        upcoming: list[tuple[int, Sequence[ClipRead]]] = []
+        length = min(3 * len(stretch.batches), _LONGEST_STRETCH)
+        time_to_start = max(len(stretch.batches) - 2 * _IN_FLIGHT * stretch.num_lanes, 0)
         for number in range(len(stretch.batches)):
-            if number == time_to_prepare:
-                self._add_stretch(stretches, ahead, following)
-            yield self._take(stretch, number)
+            # Looked up bit by bit: some thousand clips at once would hold the training loop up.
+            if number < time_to_start:
+                upcoming += itertools.islice(source, min(length - len(upcoming), 4))
+            elif number == time_to_start:
+                upcoming += itertools.islice(source, length - len(upcoming))
+                self._start(stretches, ahead, upcoming)
+            yield self._take(stretch, number, stopped)
 
-    def _take(self, stretch: _Stretch, number: int) -> Delivered:
+    def _take(self, stretch: _Stretch, number: int, stopped: threading.Event) -> Delivered:
         lane = stretch.lanes[number % stretch.num_lanes]
         is_nvdec = self._reader is not None and number % stretch.num_lanes not in stretch.rescued
         try:
-            return lane.take(self._interrupted, self._reader.timeout if self._reader and is_nvdec else None)
+            return lane.take(stopped, self._reader.timeout if self._reader and is_nvdec else None)
         except LaneFailedError as failure:
-            if self._interrupted.is_set() or not is_nvdec:
+            if stopped.is_set() or not is_nvdec:
                 raise DecodeError(f"DALI failed: {failure}") from failure
             self._rescue(stretch, number, failure)
-            return self._take(stretch, number)
+            return self._take(stretch, number, stopped)
 
-    def _add_stretch(
-        self, stretches: list[_Stretch], ahead: ReadAhead, following: Iterator[tuple[int, Sequence[ClipRead]]]
-    ) -> None:
+    def _start(self, stretches: list[_Stretch], ahead: ReadAhead, batches: Batches) -> None:
         """Set lanes to work on the next batches, if there are any."""
-        batches = list(itertools.islice(following, _STRETCH_BATCHES))
         if not batches:
             return
+        ahead.add(batches)
         stretch = _Stretch(batches, min(self._reader.lanes if self._reader else 1, len(batches)))
         stretches.append(stretch)
         for number in range(stretch.num_lanes):
@@ -199,7 +207,8 @@ class Engine:
         )
         stretch.lanes[lane].close()
         pool = self._make_pool(with_frames=True)
-        ahead = pool.read(batches)
+        ahead = pool.read()
+        ahead.add(batches)
         stretch.rescued[lane] = pool, ahead
         device_id = self._device_id if self._device == "gpu" else None
         stretch.lanes[lane] = Lane(lambda: self._pipeline(batches, ahead, None), device_id=device_id)

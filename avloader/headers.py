@@ -16,7 +16,7 @@ import numpy.typing as npt
 from avloader.bitstream import KeyCheck
 from avloader.facts import AudioInfo
 from avloader.mp4 import Movie, Track
-from avloader.packets import SoundLog, begins_with_key_frame
+from avloader.packets import SoundLog, begins_with_key_frame, skipped_samples
 from avloader.source import Packet, Source, Stream, codec_name, time_base_of
 from avloader.streams import WHOLE_FRAME_CODECS, Pictures, audio_info
 from avloader.timeline import round_half_up
@@ -119,9 +119,7 @@ class _Claim:
         """Whether FFmpeg's index has the samples of the tables, no more and no fewer, at the same places and times."""
         if self.is_pcm:
             return True
-        index = getattr(self.stream, "index_entries", None)
-        if index is None:  # PyAV before 17: the two ends must do
-            return True
+        index = self.stream.index_entries
         last = int(np.flatnonzero(self.is_shown)[-1])
         if not last < self.first + len(index) <= len(self.pts):
             return False
@@ -149,7 +147,7 @@ class _Claim:
             if not packet.size or seen > _MAX_PACKETS or not self.agrees(packet):
                 return False
             assert packet.pts is not None
-            stop = packet.pts + max(packet.duration or 0, least)
+            stop = packet.pts + max(packet.duration or 0, least) - self._trimmed(packet)
             if self.is_pcm:
                 if stop == self.stop_pts:
                     return True
@@ -157,6 +155,13 @@ class _Claim:
                 self.stop_pts = stop
                 return True
         return False
+
+    def _trimmed(self, packet: Packet) -> int:
+        """Ticks by which a decoder shortens the sound of a packet; FFmpeg 9 does where it ends after the edit list."""
+        if not isinstance(self.stream, av.AudioStream):
+            return 0
+        _, trim = skipped_samples(packet)
+        return round_half_up(trim / (time_base_of(self.stream) * self.stream.codec_context.sample_rate))
 
 
 def _picture_claim(stream: av.VideoStream, track: Track) -> _Claim | None:

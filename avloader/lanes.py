@@ -58,11 +58,11 @@ class Lane:
         self._thread = threading.Thread(target=self._work, args=(make,), name="avloader-lane", daemon=True)
         self._thread.start()
 
-    def take(self, interrupted: threading.Event, timeout: float | None) -> Delivered:
+    def take(self, stopped: threading.Event, timeout: float | None) -> Delivered:
         """The next batch.
 
         Args:
-            interrupted: Ends the waiting when it is set.
+            stopped: Ends the waiting when it is set.
             timeout: Seconds after which the reader counts as hanging; None: never.
 
         Raises:
@@ -70,15 +70,13 @@ class Lane:
             AVLoaderError: If the rows that it read are not those that it was asked for.
         """
         end = time.monotonic() + timeout if timeout is not None else math.inf
-        while not interrupted.is_set() and time.monotonic() < end:
+        while not stopped.is_set() and time.monotonic() < end:
             with contextlib.suppress(queue.Empty):
                 item = self._ready.get(timeout=0.2)
                 if isinstance(item, Exception):
                     raise item
                 return item
-        raise LaneFailedError(
-            "it was interrupted" if interrupted.is_set() else f"no batch came for {timeout:g} seconds"
-        )
+        raise LaneFailedError("it was stopped" if stopped.is_set() else f"no batch came for {timeout:g} seconds")
 
     def stop(self) -> None:
         """Take no further batch; `close` waits for the one that is under way."""

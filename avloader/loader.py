@@ -510,7 +510,6 @@ class _Run:
     def __init__(self, engine: Engine, batches: Iterator[list[tuple[Clip, ClipRead]]]) -> None:
         self._ready: queue.Queue[tuple[list[Clip], Delivered] | Exception | None] = queue.Queue(_BATCHES_READY)
         self._stopped = threading.Event()
-        self._engine = engine
         self._thread = threading.Thread(target=self._work, args=(engine, batches), name="avloader", daemon=True)
         self._thread.start()
 
@@ -531,8 +530,6 @@ class _Run:
     def close(self) -> None:
         """Stop the thread and wait for it, and let whoever iterates come to an end; calling it twice is harmless."""
         self._stopped.set()
-        if self._thread.is_alive():  # else another pass may run on the engine
-            self._engine.interrupt()
         if threading.current_thread() is self._thread:  # the garbage collector called from there
             return
         self._thread.join()
@@ -550,7 +547,7 @@ class _Run:
                 yield [read for _, read in batch]
 
         try:
-            with contextlib.closing(engine.run(reads())) as run:  # type: ignore[type-var]
+            with contextlib.closing(engine.run(reads(), self._stopped)) as run:  # type: ignore[type-var]
                 for delivered in run:
                     if not self._put((pending.popleft(), delivered)):
                         return

@@ -60,6 +60,9 @@ class Prober:
             return probe(path)
         except MediaError as error:
             return error
+        except Exception as error:  # one odd file of a million must not end the work on the others
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            return unreadable(path, f"probing it failed unexpectedly ({words})")
 
 
 def _media_info(

@@ -16,6 +16,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from avloader.source import unreadable
+
 __all__ = ["Movie", "Track", "read_movie"]
 
 _Int64 = npt.NDArray[np.int64]
@@ -127,6 +129,7 @@ def read_movie(path: str) -> Movie | None:
 
     Raises:
         OSError: If the file cannot be read.
+        MediaError: If the header is damaged.
     """
     size = os.path.getsize(path)
     header = b""
@@ -144,6 +147,18 @@ def read_movie(path: str) -> Movie | None:
             is_fragmented |= kind == b"moof"
     if not header:
         return Movie(is_fragmented, {}, {}, missing) if missing else None
+    try:
+        return _movie(header, is_fragmented, missing)
+    except (IndexError, struct.error):
+        raise unreadable(path, "its header is damaged: a box is too short", "Get an intact copy") from None
+
+
+def _movie(header: bytes, is_fragmented: bool, missing: int) -> Movie:
+    """What the content of ``moov`` says.
+
+    Raises:
+        IndexError, struct.error: If a box of the movie or of a track's head is too short.
+    """
     timescale = 0
     tracks: dict[int, Track] = {}
     rotations: dict[int, int] = {}
@@ -162,7 +177,7 @@ def read_movie(path: str) -> Movie | None:
         rotations[track_id] = rotation
         try:
             track = _track(parts, track_id, timescale)
-        except (KeyError, IndexError, ValueError, struct.error):
+        except (KeyError, IndexError, ValueError, ZeroDivisionError, struct.error):
             continue  # incomplete or unknown: whoever asks must look at the packets
         if track is not None:
             tracks[track_id] = track

@@ -8,6 +8,7 @@ import av
 import numpy as np
 
 from avloader.facts import VideoInfo
+from avloader.packets import first_frames
 from avloader.source import Source, as_fraction
 from avloader.timeline import round_half_up
 
@@ -38,11 +39,19 @@ def nvdec_reason(source: Source, video: VideoInfo | None, *, is_fragmented: bool
         return f"codec {video.codec}"
     if video.pixel_format not in _PIXEL_FORMATS:
         return f"pixel format {video.pixel_format}"
-    if getattr(source.video.codec_context, "field_order", 0) > _PROGRESSIVE:  # PyAV before 18 does not tell
+    if _is_interlaced(source.path, source.video):
         return "interlaced"  # it would deinterlace: other pictures than a linear decode shows
     if refreshed_later:
         return "gradual refresh instead of key frames"
     return _numbering_reason(source.container, source.video, video, is_mkv="matroska" in formats)
+
+
+def _is_interlaced(path: str, stream: av.VideoStream) -> bool:
+    """Whether pictures consist of two fields."""
+    field_order: int | None = getattr(stream.codec_context, "field_order", None)
+    if field_order is not None:
+        return field_order > _PROGRESSIVE
+    return first_frames(path, 1).is_interlaced  # PyAV before 18 does not tell without decoding
 
 
 def _numbering_reason(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import replace
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -18,11 +19,20 @@ from avloader.bitstream import KeyCheck, sample_counter
 from avloader.source import Packet, Source, codec_name, open_source, unreadable
 from avloader.streams import NO_PTS, Pictures, Sounds
 
-__all__ = ["SoundLog", "begins_with_key_frame", "decoded_beginning", "scan"]
+__all__ = ["SoundLog", "begins_with_key_frame", "decoded_beginning", "first_frames", "scan", "skipped_samples"]
 
 _VP8_SHOW_FRAME = 0x10  # RFC 6386, section 9.1
 _SKIP_SAMPLES_BYTES = 10  # MPEG-TS has other side data with every packet, whose type costs more to ask for
 _NUM_SETTLING = 16  # frames after which a decoder that began between key frames shows what the packets say
+
+
+def skipped_samples(packet: Packet) -> tuple[int, int]:
+    """How many samples a decoder drops at the start and at the end of what a packet decodes to."""
+    for side in packet.iter_sidedata():
+        if side.data_size == _SKIP_SAMPLES_BYTES and side.data_type == "skip_samples":
+            data = bytes(side)
+            return int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
+    return 0, 0
 
 
 class SoundLog:
@@ -36,11 +46,7 @@ class SoundLog:
 
     def add(self, packet: Packet) -> None:
         """Note a packet."""
-        skip = trim = 0
-        for side in packet.iter_sidedata():
-            if side.data_size == _SKIP_SAMPLES_BYTES and side.data_type == "skip_samples":
-                data = bytes(side)
-                skip, trim = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
+        skip, trim = skipped_samples(packet)
         num_samples = 0 if self._count is None else self._count(packet)
         pts = packet.pts
         self._rows.extend(
@@ -91,7 +97,7 @@ class _PictureLog:
         if (pts == NO_PTS).any() and not self._stream.codec_context.has_b_frames:
             pts = dts
         if (pts == NO_PTS).any():
-            raise unreadable(path, "the file stores no frame times", "Conform it with 'avloader prepare'")
+            raise unreadable(path, "the file stores no frame times", "Convert it with FFmpeg")
         if not len(pts):
             return None
         return Pictures(pts, duration, is_key.astype(np.bool_), self._refreshed_later)
@@ -127,38 +133,50 @@ def decoded_beginning(path: str, pictures: Pictures) -> tuple[Pictures, int]:
         MediaError: If they cannot be told.
     """
     is_settled = begins_with_key_frame(pictures.pts, pictures.is_key)
-    decoded, rotation = _first_frames(path, 1 if is_settled else _NUM_SETTLING)
+    decoded, rotation, _ = first_frames(path, 1 if is_settled else _NUM_SETTLING)
     if not len(decoded):
         raise unreadable(path, "none of its frames can be decoded")
     if is_settled:
         return pictures, rotation
     if not ((np.diff(decoded) > 0).all() and np.isin(decoded, pictures.pts).all()):
         cause = "it begins between key frames, and its packets do not tell which frames a player shows"
-        raise unreadable(path, cause, "Conform it with 'avloader prepare'")
+        raise unreadable(path, cause, "Convert it with FFmpeg")
     shown = (pictures.pts > decoded[-1]) | np.isin(pictures.pts, decoded)
     return replace(
         pictures, pts=pictures.pts[shown], duration=pictures.duration[shown], is_key=pictures.is_key[shown]
     ), rotation
 
 
-def _first_frames(path: str, num_frames: int) -> tuple[npt.NDArray[np.int64], int]:
-    """Decodes the first frames of the best video stream: their pts, and their rotation counter-clockwise in degrees."""
-    pts: list[int] = []
-    rotation = 0
+class FirstFrames(NamedTuple):
+    """What a decoder says at the beginning.
+
+    Attributes:
+        pts: int64 [shape=(n,)], in the order in which the frames are shown.
+        rotation: Of the first frame: degrees to turn it counter-clockwise for display.
+        is_interlaced: Whether the first frame consists of two fields.
+    """
+
+    pts: npt.NDArray[np.int64]
+    rotation: int
+    is_interlaced: bool
+
+
+def first_frames(path: str, num_frames: int) -> FirstFrames:
+    """Decodes at least `num_frames` frames of the best video stream, fewer if there are no more."""
+    frames: list[av.VideoFrame] = []
     with open_source(path) as source:
         assert source.video is not None
         source.video.codec_context.thread_count = 1  # several threads would read far ahead
         for packet in source.container.demux(source.video):
             try:
-                frames = source.video.codec_context.decode(packet)
+                frames += source.video.codec_context.decode(packet)
             except (av.error.InvalidDataError, av.error.ArgumentError):
                 continue  # some decoders refuse what comes before the first key frame
-            for frame in frames:
-                rotation = rotation if pts else frame.rotation % 360
-                pts.append(NO_PTS if frame.pts is None else frame.pts)
-            if len(pts) >= num_frames:
+            if len(frames) >= num_frames:
                 break
-    return np.array(pts, dtype=np.int64), rotation
+        pts = np.array([NO_PTS if frame.pts is None else frame.pts for frame in frames], dtype=np.int64)
+        rotation = frames[0].rotation % 360 if frames else 0
+        return FirstFrames(pts, rotation, bool(frames and frames[0].interlaced_frame))
 
 
 def begins_with_key_frame(pts: npt.NDArray[np.int64], is_key: npt.NDArray[np.bool_]) -> bool:

@@ -411,9 +411,9 @@ class AudioVisualPipeline(ClipPipeline):
         pool = ReadPool(layout, num_workers=num_workers or (cores if device == "cpu" else min(cores, 4)))
         # Nobody closes a pipeline that is just dropped; the pool's thread would keep its processes for ever.
         self._end = weakref.finalize(self, _end, pool, self._folder)
-        ahead = pool.read(enumerate(_endless_batches(reads, batch_size)))
+        ahead = pool.read()
         super().__init__(
-            _intact(ahead),
+            _intact(ahead, _endless_batches(reads, batch_size), prefetch_queue_depth + 2),
             ahead.release,
             graph=graph,
             file_list=lines,
@@ -436,12 +436,15 @@ def _end(pool: ReadPool, folder: tempfile.TemporaryDirectory[str]) -> None:
     folder.cleanup()
 
 
-def _intact(ahead: ReadAhead) -> Iterator[ReadBatch]:
+def _intact(ahead: ReadAhead, batches: Iterator[Sequence[ClipRead]], num_ahead: int) -> Iterator[ReadBatch]:
     """All batches, up to the first with a clip that cannot be read."""
-    for index in itertools.count():
-        batch = ahead.take(index)
+    numbered = enumerate(batches)
+    ahead.add(itertools.islice(numbered, num_ahead))
+    for number in itertools.count():
+        batch = ahead.take(number)
         for error in batch.errors.values():
             raise error
+        ahead.add(itertools.islice(numbered, 1))
         yield batch
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
@@ -302,24 +302,22 @@ class ReadAhead:
         pool: Workers that run `ClipReader` on `layout` and `memory`.
         layout: How `memory` is divided.
         memory: Where the workers write.
-        batches: What to read, each with the number by which it is taken.
     """
 
-    def __init__(
-        self,
-        pool: WorkerPool,
-        layout: SlotLayout,
-        memory: SharedMemory,
-        batches: Iterable[tuple[int, Sequence[ClipRead]]],
-    ) -> None:
+    def __init__(self, pool: WorkerPool, layout: SlotLayout, memory: SharedMemory) -> None:
         self._pool, self._layout, self._memory = pool, layout, memory
-        self._batches = iter(batches)
-        self._next = next(self._batches, None)
+        self._waiting: deque[tuple[int, Sequence[ClipRead]]] = deque()
         self._free = list(range(layout.num_slots))
         self._under_way: dict[int, tuple[Sequence[ClipRead], list[int], list[Future[tuple[int, int]]]]] = {}
         self._closed = False
         self._changed = threading.Condition()
-        self._submit()
+
+    def add(self, batches: Iterable[tuple[int, Sequence[ClipRead]]]) -> None:
+        """Read these batches too, after those that were added before; each has the number by which it is taken."""
+        with self._changed:
+            self._waiting.extend(batches)
+            self._submit()
+            self._changed.notify_all()
 
     def take(self, number: int) -> ReadBatch:
         """Wait until the batch called `number` is read; each can be taken once.
@@ -328,7 +326,6 @@ class ReadAhead:
             StopIteration: If it is closed.
         """
         with self._changed:
-            self._submit()
             self._changed.wait_for(lambda: self._closed or number in self._under_way)
             if self._closed:
                 raise StopIteration
@@ -362,7 +359,7 @@ class ReadAhead:
             self._closed = True
             futures = [future for _, _, batch in self._under_way.values() for future in batch]
             self._under_way.clear()
-            self._next = None
+            self._waiting.clear()
             self._changed.notify_all()
         for future in futures:
             future.cancel()
@@ -370,12 +367,11 @@ class ReadAhead:
 
     def _submit(self) -> None:
         with_frames = self._layout.frames_shape is not None
-        while self._next is not None and len(self._free) >= len(self._next[1]):
-            number, clips = self._next
+        while self._waiting and len(self._free) >= len(self._waiting[0][1]):
+            number, clips = self._waiting.popleft()
             slots = [self._free.pop() for _ in clips]
             tasks = (clip.task(slot, with_frames=with_frames) for clip, slot in zip(clips, slots, strict=True))
             self._under_way[number] = (clips, slots, [self._pool.submit(task) for task in tasks])
-            self._next = next(self._batches, None)
 
 
 class ReadPool:
@@ -391,9 +387,9 @@ class ReadPool:
         self._memory = SharedMemory(layout.num_bytes)
         self._pool = WorkerPool("avloader.reading:ClipReader", layout, num_workers=num_workers, memory=self._memory)
 
-    def read(self, batches: Iterable[tuple[int, Sequence[ClipRead]]]) -> ReadAhead:
-        """Start to read `batches`; one such reading at a time."""
-        return ReadAhead(self._pool, self._layout, self._memory, batches)
+    def read(self) -> ReadAhead:
+        """Begin to read, one such reading at a time."""
+        return ReadAhead(self._pool, self._layout, self._memory)
 
     def close(self) -> None:
         """End the processes and give the memory back; calling it twice is harmless."""

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import av
 import av.container
@@ -28,6 +28,7 @@ __all__ = [
     "codec_name",
     "ffmpeg_errors",
     "file_status",
+    "open_container",
     "open_source",
     "time_base_of",
     "unreadable",
@@ -36,7 +37,16 @@ __all__ = [
 Packet: TypeAlias = "av.Packet[av.stream.Stream]"
 Stream: TypeAlias = "av.VideoStream | av.AudioStream"
 
-REENCODE = "Convert it with 'avloader prepare', or get a complete copy"
+REENCODE = "Convert it with FFmpeg, or get a complete copy"
+
+# PyAV before 19 raises at metadata that are not UTF-8 unless it is told not to; PyAV 19 never does.
+_ANY_METADATA: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
+_STATUS_REMEDIES = {
+    errno.EACCES: "Change the permissions of its folders",
+    errno.ELOOP: "Replace the links, which lead in a circle",
+    errno.ENAMETOOLONG: "Rename it, or check the path",
+}
 
 
 class _Rational(Protocol):
@@ -69,6 +79,20 @@ class Source:
         return [stream for stream in (self.video, self.audio) if stream is not None]
 
 
+def open_container(path: str, container_format: str | None = None) -> av.container.InputContainer:
+    """Opens a medium whatever its titles are encoded in.
+
+    Args:
+        path: A file.
+        container_format: FFmpeg's name, which saves it a guess; None: it guesses.
+
+    Raises:
+        av.error.FFmpegError: As PyAV raises it.
+    """
+    container: av.container.InputContainer = av.open(path, format=container_format, **_ANY_METADATA)
+    return container
+
+
 @contextlib.contextmanager
 def open_source(path: str, container_format: str | None = None) -> Iterator[Source]:
     """Opens a medium; what FFmpeg reports while it is open becomes a MediaError.
@@ -80,7 +104,7 @@ def open_source(path: str, container_format: str | None = None) -> Iterator[Sour
     Raises:
         MediaError: With `code` "unreadable", "missing_file" or "no_streams".
     """
-    with ffmpeg_errors(path), av.open(path, format=container_format) as container:
+    with ffmpeg_errors(path), open_container(path, container_format) as container:
         video, audio = container.streams.best("video"), container.streams.best("audio")
         if not isinstance(video, av.VideoStream) or video.codec_context is None or _is_cover_art(video):
             video = None
@@ -100,9 +124,13 @@ def file_status(path: str) -> os.stat_result:
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise MediaError("there is no such file", path=path, remedy="Check the path", code="missing_file") from None
+        is_link = os.path.islink(path)
+        cause = f"there is no such file: it is a link to {os.readlink(path)}" if is_link else "there is no such file"
+        remedy = "Check where the link leads" if is_link else "Check the path"
+        raise MediaError(cause, path=path, remedy=remedy, code="missing_file") from None
     except OSError as error:
-        raise unreadable(path, f"it cannot be read ({_words(error)})", "Check the permissions") from None
+        remedy = _STATUS_REMEDIES.get(error.errno or 0, "Check the disk or the network that it lies on")
+        raise unreadable(path, f"it cannot be read ({_words(error)})", remedy) from None
     if stat.S_ISDIR(status.st_mode):
         raise unreadable(path, "it is a folder, not a media file", "Name a file in it")
     if not stat.S_ISREG(status.st_mode):
@@ -131,8 +159,7 @@ def time_base_of(stream: Stream) -> Fraction:
 
 def codec_name(stream: Stream) -> str:
     """FFmpeg's name of the codec, not of the decoder: "vp9", also where libvpx decodes it."""
-    codec = stream.codec_context.codec
-    return str(getattr(codec, "canonical_name", codec.name))
+    return str(stream.codec_context.codec.canonical_name)
 
 
 def _is_cover_art(stream: av.VideoStream) -> bool:
@@ -152,8 +179,9 @@ def _origin(container: av.container.InputContainer) -> Fraction:
     return min((start for start in starts if abs(start - rounded) <= Fraction(1, av.time_base)), default=rounded)
 
 
-def _words(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+def _words(error: av.error.FFmpegError | OSError) -> str:
+    # Not str(error): it shows FFmpeg's number of the error, and the path once more.
+    return (error.strerror or type(error).__name__).lower()
 
 
 @contextlib.contextmanager
@@ -163,11 +191,10 @@ def ffmpeg_errors(path: str) -> Iterator[None]:
         yield
     except PermissionError:
         raise unreadable(path, "there is no permission to read it", "Change its permissions") from None
-    except av.error.InvalidDataError:
+    except FileNotFoundError:
+        raise MediaError("the file vanished", path=path, remedy="Check the path", code="missing_file") from None
+    except (av.error.InvalidDataError, av.error.EOFError):
         cause = "FFmpeg finds no media in it: not a media file, or cut off before its index was written"
-        raise unreadable(path, cause) from None
+        raise unreadable(path, cause, "Name a media file, or get a complete copy") from None
     except (av.error.FFmpegError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOENT:
-            raise MediaError("the file vanished", path=path, remedy="Check the path", code="missing_file") from None
-        words = _words(error) if isinstance(error, OSError) else str(error)
-        raise unreadable(path, f"FFmpeg cannot read it ({words})") from None
+        raise unreadable(path, f"FFmpeg cannot read it ({_words(error)})") from None

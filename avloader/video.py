@@ -17,6 +17,7 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from avloader.errors import DecodeError
+from avloader.source import open_container
 
 __all__ = ["VideoReader"]
 
@@ -123,7 +124,7 @@ class VideoReader:
         """Open the file, or open it anew, at its start."""
         self._release()
         try:
-            self._container = container = av.open(self._path, metadata_errors="replace")
+            self._container = container = open_container(self._path)
             stream = container.streams[self._stream_index]
         except (av.error.FFmpegError, OSError) as error:
             raise _ReadError(f"it cannot be opened ({error.strerror})") from error

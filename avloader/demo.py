@@ -197,7 +197,7 @@ def _decode(clip: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64
     return pictures, np.array([seconds for _, seconds in decoded], dtype=np.float64), sound.astype(np.float32)
 
 
-def _fingerprint(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _fingerprint(picture: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     """Means of blocks, without the mean colour: in what remains, decoders and scalers hardly differ."""
     height, width, channels = picture.shape
     blocks = picture.reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels).astype(np.float32)

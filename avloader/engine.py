@@ -187,6 +187,7 @@ class Engine:
             reader_frames=self._reader.num_frames if self._reader else 0,
             reader_stride=self._reader.stride if self._reader else 1,
             rearrange=self._reader.rearrange if self._reader else False,
+            lazy_init=True,
             batch_size=self._batch_size,
             device=self._device,
             device_id=self._device_id,

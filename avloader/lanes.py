@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import queue
 import threading
 import time
@@ -55,6 +54,8 @@ class Lane:
         self._stopped = threading.Event()
         self._device_id = device_id
         self._pipe: ClipPipeline | None = None
+        self._waits_since: float | None = None  # when it began to wait for DALI, if it does
+        self._hangs = False
         self._thread = threading.Thread(target=self._work, args=(make,), name="avloader-lane", daemon=True)
         self._thread.start()
 
@@ -69,14 +70,17 @@ class Lane:
             LaneFailedError: If DALI fails, delivers nothing for so long, or the waiting was ended.
             AVLoaderError: If the rows that it read are not those that it was asked for.
         """
-        end = time.monotonic() + timeout if timeout is not None else math.inf
-        while not stopped.is_set() and time.monotonic() < end:
+        while not stopped.is_set():
             with contextlib.suppress(queue.Empty):
                 item = self._ready.get(timeout=0.2)
                 if isinstance(item, Exception):
                     raise item
                 return item
-        raise LaneFailedError("it was stopped" if stopped.is_set() else f"no batch came for {timeout:g} seconds")
+            since = self._waits_since
+            if timeout is not None and since is not None and time.monotonic() - since > timeout:
+                self._hangs = True
+                raise LaneFailedError(f"no batch came for {timeout:g} seconds")
+        raise LaneFailedError("it was stopped")
 
     def stop(self) -> None:
         """Take no further batch; `close` waits for the one that is under way."""
@@ -85,24 +89,31 @@ class Lane:
     def close(self) -> None:
         """Stop the thread and destroy the pipeline; a pipeline that hangs is left alone for ever."""
         self.stop()
-        self._thread.join(_PATIENCE)
-        if self._thread.is_alive() and self._pipe is not None:
-            # Its destructor would wait for the reader that hangs, at the latest when Python ends.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._pipe))
+        self._thread.join(0 if self._hangs else _PATIENCE)
+        pipe = self._pipe
+        if self._thread.is_alive() and pipe is not None:
+            self._hangs = True
+            _leave_alone(pipe)
 
     def _work(self, make: Callable[[], ClipPipeline]) -> None:
+        num_delivered = 0
         try:
             self._pipe = pipe = make()
             stream = torch.cuda.Stream(self._device_id) if self._device_id is not None else None
             pipe.schedule_run()
-            while not self._stopped.is_set() and pipe.has_batch:
+            # One batch is waited for even if nobody wants it any more: the reader needs its file list until then.
+            while pipe.has_batch and not (num_delivered and self._stopped.is_set()):
                 read = pipe.oldest_batch
+                self._waits_since = time.monotonic()
                 outputs = pipe.share_outputs()
+                self._waits_since = None
                 tensors = _to_torch(pipe.output_names, outputs, len(read.clips), stream)
                 pipe.release_outputs()
                 del outputs
-                pipe.schedule_run()
+                num_delivered += 1
                 self._put(Delivered(read, tensors))
+                if not self._stopped.is_set():
+                    pipe.schedule_run()
         except AVLoaderError as error:
             self._put(error)
         except Exception as error:  # whatever DALI raises, the engine has to hear of it
@@ -110,13 +121,27 @@ class Lane:
             failure.__cause__ = error
             self._put(failure)
         finally:
-            self._pipe = None
+            self._end_pipe(has_failed=not num_delivered)
+
+    def _end_pipe(self, *, has_failed: bool) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is None or self._hangs:
+            return
+        if has_failed and pipe.uses_reader:  # a reader that died while it opened its files would be waited for without end
+            _leave_alone(pipe)
+        else:
+            pipe.shut_down()
 
     def _put(self, item: Delivered | Exception) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=0.1)
                 return
+
+
+def _leave_alone(pipe: ClipPipeline) -> None:
+    """Keep the pipeline for ever: its destructor would wait for its reader, at the latest when Python ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipe))
 
 
 def _to_torch(

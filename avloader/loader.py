@@ -37,7 +37,7 @@ _STATE_VERSION = 1
 _BATCHES_READY = 2  # finished batches that wait for the training loop
 _LANES = 8  # fill the seven NVDEC engines of an H200; more gains nothing
 _READER_TIMEOUT = 30.0  # seconds without a batch after which NVDEC's reader counts as hanging
-_SOUND_WORKERS = 4  # processes that read sound where the GPU decodes the frames
+_SOUND_WORKERS = 8  # most processes that read sound where the GPU decodes the frames
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +143,7 @@ class AVLoader:
         decode: "nvdec": on the GPU's video engines; "cpu": in worker processes; "auto": NVDEC if every medium allows.
         on_error: "raise": the first clip that cannot be read ends the epoch; "skip": it is left out and listed in
             `skipped`.
-        num_workers: Processes that read; None: one a core, or four if the GPU decodes.
+        num_workers: Processes that read; None: one a core, or, if the GPU decodes, one for two cores, at most eight.
         num_threads: Threads of the graph on the CPU.
 
     Attributes:
@@ -218,7 +218,7 @@ class AVLoader:
         self._media = [self.manifest.media(int(number)) for number in np.unique(self.manifest.media_id)]
         self._uses_nvdec, self.engine = self._choose_engine(decode)
         cores = available_cores()
-        self._num_workers = num_workers or (min(cores, _SOUND_WORKERS) if self._uses_nvdec else cores)
+        self._num_workers = num_workers or (min(max(cores // 2, 1), _SOUND_WORKERS) if self._uses_nvdec else cores)
         self._num_threads = num_threads
         self._resources = _Resources()
         # Nobody closes a loader that is just dropped; the pool's thread would keep its processes for ever.

@@ -82,6 +82,8 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         reader_frames: Frames that the NVDEC reader reads of a row.
         reader_stride: Frames between two that it reads.
         rearrange: Whether a clip's frames are picked from those that were read, instead of being just them.
+        lazy_init: Let the NVDEC reader open its files in a thread of its own, after the first `schedule_run`; else
+            building opens them, with Python's lock held. The file list has to stay until the first batch is out.
         batch_size: Clips of a full batch; the NVDEC reader knows full batches only.
         device: Where the graph runs.
         device_id: Which GPU.
@@ -101,6 +103,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         reader_frames: int = 0,
         reader_stride: int = 1,
         rearrange: bool = False,
+        lazy_init: bool = False,
         batch_size: int,
         device: Literal["cpu", "gpu"],
         device_id: int | None = None,
@@ -116,13 +119,18 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         self.output_names = graph.output_names
         self._batches, self._release = batches, release
         self._graph = graph
-        self._uses_reader, self._rearrange = file_list is not None, rearrange
+        self.uses_reader, self._rearrange = file_list is not None, rearrange
         self._in_flight: deque[ReadBatch] = deque()
         with self:
-            self.set_outputs(*self._define(file_list, reader_frames, reader_stride, device))
+            self.set_outputs(*self._define(file_list, reader_frames, reader_stride, lazy_init, device))
 
     def _define(
-        self, file_list: Path | None, reader_frames: int, reader_stride: int, device: Literal["cpu", "gpu"]
+        self,
+        file_list: Path | None,
+        reader_frames: int,
+        reader_stride: int,
+        lazy_init: bool,
+        device: Literal["cpu", "gpu"],
     ) -> list[DataNode]:
         """The graph."""
         options = self._graph
@@ -143,7 +151,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
                 step=_ONE_CLIP_A_ROW,
                 pad_sequences=self._rearrange,  # near a file's end fewer frames than the longest clip needs
                 pad_last_batch=True,
-                lazy_init=True,  # else building holds Python's lock while it opens every file
+                lazy_init=lazy_init,
                 random_shuffle=False,
                 skip_vfr_check=True,  # DALI compares one duration; `probe` proved the number of every frame
                 image_type=types.YCbCr,  # DALI's own conversion takes every video for BT.601
@@ -162,7 +170,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         return [*outputs, row]
 
     def _input_names(self) -> list[str]:
-        if not self._uses_reader:
+        if not self.uses_reader:
             return ["audio", "frames", "row"]
         return ["audio", "matrix", "shift", *(["order"] if self._rearrange else [])]
 
@@ -193,12 +201,20 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         self._in_flight.append(batch)
         columns: dict[str, list[npt.NDArray[Any]]] = {"audio": list(batch.sounds), "frames": list(batch.frames)}
         columns["row"] = [np.array([clip.row], np.int64) for clip in batch.clips]
-        if self._uses_reader:
+        if self.uses_reader:
             colours = [_ycbcr_to_rgb(clip.video) for clip in batch.clips]
             columns["matrix"], columns["shift"] = ([pair[k] for pair in colours] for k in (0, 1))
             columns["order"] = [np.array(clip.frames, np.int32) - clip.frames[0] for clip in batch.clips]
-        padding = self.max_batch_size - len(batch.clips) if self._uses_reader else 0
+        padding = self.max_batch_size - len(batch.clips) if self.uses_reader else 0
         return tuple(columns[name] + columns[name][-1:] * padding for name in self._input_names())
+
+    def shut_down(self) -> None:
+        """End the pipeline, in this thread and now; calling it twice is harmless.
+
+        DALI's destructor waits for the reader with Python's lock held, and the pipeline is part of a cycle: the garbage
+        collector would call it at any time, in any thread.
+        """
+        self._shutdown()
 
     @property
     def has_batch(self) -> bool:
@@ -427,7 +443,8 @@ class AudioVisualPipeline(ClipPipeline):
         )
 
     def close(self) -> None:
-        """End the worker processes; the pipeline is unusable afterwards. Calling it twice is harmless."""
+        """End the pipeline and its worker processes. Calling it twice is harmless."""
+        self.shut_down()
         self._end()
 
 

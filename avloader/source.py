@@ -38,6 +38,7 @@ Packet: TypeAlias = "av.Packet[av.stream.Stream]"
 Stream: TypeAlias = "av.VideoStream | av.AudioStream"
 
 REENCODE = "Convert it with FFmpeg, or get a complete copy"
+_REPLACE = "Name a media file, or get a complete copy"
 
 # PyAV before 19 raises at metadata that are not UTF-8 unless it is told not to; PyAV 19 never does.
 _ANY_METADATA: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
@@ -111,7 +112,7 @@ def open_source(path: str, container_format: str | None = None) -> Iterator[Sour
         if not isinstance(audio, av.AudioStream) or audio.codec_context is None:
             audio = None
         if video is None and audio is None:
-            raise MediaError("it holds neither picture nor sound", path=path, remedy=REENCODE, code="no_streams")
+            raise MediaError("it holds neither picture nor sound", path=path, remedy=_REPLACE, code="no_streams")
         yield Source(path, container, video, audio, _origin(container))
 
 
@@ -195,6 +196,6 @@ def ffmpeg_errors(path: str) -> Iterator[None]:
         raise MediaError("the file vanished", path=path, remedy="Check the path", code="missing_file") from None
     except (av.error.InvalidDataError, av.error.EOFError):
         cause = "FFmpeg finds no media in it: not a media file, or cut off before its index was written"
-        raise unreadable(path, cause, "Name a media file, or get a complete copy") from None
+        raise unreadable(path, cause, _REPLACE) from None
     except (av.error.FFmpegError, OSError) as error:
         raise unreadable(path, f"FFmpeg cannot read it ({_words(error)})") from None

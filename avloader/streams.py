@@ -208,7 +208,8 @@ def _lengths(stream: av.AudioStream, sounds: Sounds, tick: Fraction, frame_size:
     if not is_whole and sounds.duration[-1] and stated[-1] < length[-1] - tick:
         length[-1] = stated[-1]
     # Where a packet's end is dropped, its duration may count what is dropped or not: FFmpeg 9 writes what is left.
-    is_unusual = (np.abs(sounds.duration[:-1] - sounds.duration[-1]) > 1).all()
+    others = sounds.duration[:-1]
+    is_unusual = len(others) and (np.abs(others - sounds.duration[-1]) > 1).all()
     if sounds.trim[-1] and is_unusual and not (sounds.num_samples[-1] or frame_size):
         length[-1] += sounds.trim[-1]
     return length

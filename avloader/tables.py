@@ -170,7 +170,8 @@ class TableWriter:
             fields = (entry.path, *bounds, entry.label)
         else:
             fields = (entry.text, "", "", "")
-        self._rejected.writerow((entry.line, *fields, code, message))
+        # Before Python 3.11, csv neither writes nor reads a null.
+        self._rejected.writerow([str(field).replace("\0", r"\0") for field in (entry.line, *fields, code, message)])
         self._reasons[code] += 1
         if not self._first_rejection:
             self._first_rejection, self._first_code = f"line {entry.line}: {message}", code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -27,10 +28,14 @@ class TruthMedia:
         recipe = CATALOG[name]
         path = self.folder / recipe.file_name
         if not path.exists():
-            # Another worker may make the same file: each in its own folder, the last rename wins with the same bytes.
+            # Another worker may make the same file: each in its own folder, and the first one's stays, since a
+            # manifest may have recorded it by then.
             private = self.folder / f"{os.getpid()}.tmp"
             private.mkdir(exist_ok=True)
-            make(recipe, private).replace(path)
+            made = make(recipe, private)
+            with contextlib.suppress(FileExistsError):
+                os.link(made, path)
+            made.unlink()
         return path
 
 

@@ -870,7 +870,7 @@ def unprivileged(room: Room, *arguments: str) -> Outcome:
     if os.geteuid() == 0:
         for path in (room.root, *room.root.rglob("*")):
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-        before = "import os, avloader.check, encodings.utf_8_sig\n"
+        before = "import os, avloader.check, encodings.utf_8_sig, locale\n"
         before += f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
     return finish(start(*arguments, before=before, cwd=room.root))
 

@@ -85,7 +85,7 @@ def test_a_wrong_probe_is_found(
         medium = probe(path)
         return wrong(medium, medium.video, medium.audio)
 
-    monkeypatch.setattr("avloader.manifest.probe", probe_wrongly)
+    monkeypatch.setattr("avloader.media.probe", probe_wrongly)
     findings = check_manifest(build(tmp_path, truth_media, ("mp4_25",)), sample=1)
     assert [finding.row for finding in findings] == [0]
     assert what in findings[0].what

@@ -207,7 +207,7 @@ def test_adjacent_intervals_share_no_frame_and_lose_none(media: Path) -> None:
 
 def test_a_medium_named_many_times_is_probed_once(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probed = []
-    monkeypatch.setattr("avloader.manifest.probe", lambda path: probed.append(path) or probe(path))
+    monkeypatch.setattr("avloader.media.probe", lambda path: probed.append(path) or probe(path))
     names = ["mp4_25.mp4", "./mp4_25.mp4", "../media/mp4_25.mp4", str(media / "mp4_25.mp4"), "mkv_aac.mkv"] * 20
     assert len(build(media, [(name, 0, 1, "x") for name in names])) == 100
     assert sorted(probed) == [str(media / "mkv_aac.mkv"), str(media / "mp4_25.mp4")]
@@ -257,7 +257,7 @@ def test_another_folder_or_file_is_never_replaced(media: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written_is_a_manifest_error(media: Path) -> None:
-    with pytest.raises(ManifestError, match=r"the manifest cannot be written \(File exists\)"):
+    with pytest.raises(ManifestError, match=r"it cannot be written: .* is not a folder"):
         build(media, [("mp4_25.mp4", 0, 1, "x")], output=media / "mp4_25.mp4" / "manifest")
 
 

@@ -134,17 +134,21 @@ print(pool.submit(("echo", 1)).result(), *(worker.process.pid for worker in pool
 
 
 def start_script(rest: str) -> tuple[subprocess.Popen[str], list[int]]:
+    tests = Path(__file__).parent
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(doer=DOER, rest=rest)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=tests.parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
         start_new_session=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "script runs\n"
-    return process, [int(word) for word in process.stdout.readline().split()[1:]]
+    pids = [int(word) for word in process.stdout.readline().split()[1:]]
+    assert len(pids) == 2
+    return process, pids
 
 
 def gone(pids: list[int]) -> bool:

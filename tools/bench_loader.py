@@ -37,6 +37,7 @@ from avloader.workers import WorkerPool, available_cores
 
 NUM_FRAMES, BATCH_SIZE, SIZE, RATE = 16, 16, 224, 16000
 FEATURES = MelSpectrogram(n_fft=512, hop_length=160, n_mels=80, scale=Decibels())
+WARM_UP = 16  # batches that are not counted: until all lanes have delivered twice
 PACKAGES = ("avloader", "av", "nvidia-dali-cuda120", "numpy", "torch")
 
 
@@ -184,7 +185,7 @@ def bare_gpu(manifest: Manifest, folder: Path, lanes: int) -> float:
         pipes.append(pipe)
     for pipe in pipes:
         pipe.schedule_run()
-    warm_up, total = lanes, len(lines) // BATCH_SIZE
+    warm_up, total = min(WARM_UP, len(lines) // BATCH_SIZE // 2), len(lines) // BATCH_SIZE
     begin = time.perf_counter()
     for number in range(total):
         if number == warm_up:
@@ -199,16 +200,18 @@ def bare_gpu(manifest: Manifest, folder: Path, lanes: int) -> float:
 def measure(loader: AVLoader) -> tuple[float, float]:
     """Clips per second after the first batches, and seconds to the first batch, of one pass."""
     begin = time.perf_counter()
+    warm_up = min(WARM_UP, len(loader) // 2)
     first = start = begin
     counted = 0
     for number, batch in enumerate(loader):
         now = time.perf_counter()
         if number == 0:
             first = now
-        if number == 3:
+        if number == warm_up - 1:
             start, counted = now, 0
-        counted += len(batch)
-    return (counted - BATCH_SIZE) / (time.perf_counter() - start), first - begin
+        else:
+            counted += len(batch)
+    return counted / (time.perf_counter() - start), first - begin
 
 
 def bench(name: str, recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -422,7 +422,8 @@ def _sparse_sound(stream: av.AudioStream, recipe: Recipe, sound: Sound) -> list[
     """Codes the islands between stretches of silence in one go, then repeats one packet of silence between them."""
     size, guard = 1024, 8  # AAC: a packet affects itself and its neighbours, and the encoder looks two packets ahead
     pause = np.zeros(2 * guard * size, dtype=np.float32)
-    pieces, used = [pause], 2 * guard
+    pieces: list[npt.NDArray[np.float32]] = [pause]
+    used = 2 * guard
     source_of: dict[int, int] = {}
     for start, stop in _sound_islands(recipe):
         first, count = start // size, (stop - start) // size
@@ -452,26 +453,23 @@ def _make_cut(recipe: Recipe, cut: Fraction, path: Path) -> None:
         _make_whole(recipe, whole)
         with av.open(str(whole)) as source, av.open(str(path), "w", options=dict(recipe.container_options)) as output:
             copies = {stream.index: output.add_stream_from_template(stream) for stream in source.streams}
-            packets = [packet for packet in source.demux() if packet.dts is not None]
-            key_time = max(
-                packet.pts * _seconds_per_tick(packet)
-                for packet in packets
-                if packet.is_keyframe
-                and packet.stream.type == "video"
-                and packet.pts * _seconds_per_tick(packet) <= cut
-            )
-            first_dts = min(
-                p.dts for p in packets if p.stream.type == "video" and p.pts * _seconds_per_tick(p) == key_time
-            )
+            packets = [
+                (packet, packet.pts, packet.dts, _seconds_per_tick(packet))
+                for packet in source.demux()
+                if packet.pts is not None and packet.dts is not None
+            ]
+            pictures = [(pts * tick, dts, p.is_keyframe) for p, pts, dts, tick in packets if p.stream.type == "video"]
+            key_time = max(seconds for seconds, _, is_key in pictures if is_key and seconds <= cut)
+            first_dts = min(dts for seconds, dts, _ in pictures if seconds == key_time)
             kept = []
-            for packet in packets:
+            for packet, pts, dts, tick in packets:
                 is_video = packet.stream.type == "video"
-                if packet.dts < first_dts if is_video else packet.pts * _seconds_per_tick(packet) < key_time:
+                if dts < first_dts if is_video else pts * tick < key_time:
                     continue
-                shift = cut / _seconds_per_tick(packet)
+                shift = cut / tick
                 if shift.denominator != 1:
-                    raise ValueError(f"cut {cut} is not a multiple of {_seconds_per_tick(packet)}")
-                packet.pts, packet.dts = packet.pts - shift.numerator, packet.dts - shift.numerator
+                    raise ValueError(f"cut {cut} is not a multiple of {tick}")
+                packet.pts, packet.dts = pts - shift.numerator, dts - shift.numerator
                 packet.stream = copies[packet.stream.index]
                 kept.append(packet)
             _mux(output, kept)

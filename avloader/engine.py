@@ -4,8 +4,8 @@ NVDEC's reader drives one decoder engine of the GPU and knows its clips from the
 lane k modulo the number of lanes, each lane has a file list of its own, and the lanes of the next stretch are made
 while this one runs. With decoding on the CPU one lane suffices: workers decode, the lane runs the graph.
 
-A lane whose reader fails or hangs is given up, and what it has not delivered is decoded on the CPU, which either
-delivers it or says which clip of which file cannot be read.
+A lane whose reader fails, hangs or loses rows is given up, and what it has not delivered is decoded on the CPU, which
+either delivers it or says which clip of which file cannot be read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from avloader.errors import DecodeError
+from avloader.errors import DecodeError, SyncError
 from avloader.lanes import Delivered, Lane, LaneFailedError
 from avloader.pipeline import ClipPipeline, GraphOptions, write_file_list
 from avloader.reading import ClipRead, ReadAhead, ReadPool, SlotLayout
@@ -105,8 +105,7 @@ class Engine:
             stopped: Lets the iterator end soon when it is set, also while it waits for a batch.
 
         Raises:
-            SyncError: If a reader delivers other rows than it was asked for.
-            DecodeError: If DALI fails.
+            DecodeError, SyncError: If DALI fails, or loses rows, where the CPU decodes.
         """
         source = enumerate(batches)
         ahead = self._pool.read()
@@ -147,7 +146,9 @@ class Engine:
         is_nvdec = self._reader is not None and number % stretch.num_lanes not in stretch.rescued
         try:
             return lane.take(stopped, self._reader.timeout if self._reader and is_nvdec else None)
-        except LaneFailedError as failure:
+        except (LaneFailedError, SyncError) as failure:
+            if isinstance(failure, SyncError) and not is_nvdec:
+                raise
             if stopped.is_set() or not is_nvdec:
                 raise DecodeError(f"DALI failed: {failure}") from failure
             self._rescue(stretch, number, failure)
@@ -197,7 +198,7 @@ class Engine:
         pipe.build()
         return pipe
 
-    def _rescue(self, stretch: _Stretch, number: int, failure: LaneFailedError) -> None:
+    def _rescue(self, stretch: _Stretch, number: int, failure: Exception) -> None:
         """Replace the lane whose turn it is by one that decodes on the CPU what is left of its batches."""
         lane = number % stretch.num_lanes
         batches = stretch.batches[number :: stretch.num_lanes]

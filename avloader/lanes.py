@@ -127,7 +127,9 @@ class Lane:
         pipe, self._pipe = self._pipe, None
         if pipe is None or self._hangs:
             return
-        if has_failed and pipe.uses_reader:  # a reader that died while it opened its files would be waited for without end
+        if (
+            has_failed and pipe.uses_reader
+        ):  # a reader that died while it opened its files would be waited for without end
             _leave_alone(pipe)
         else:
             pipe.shut_down()

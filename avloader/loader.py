@@ -383,7 +383,7 @@ class AVLoader:
                 raise ManifestError(
                     f"NVDEC's reader cannot take it: {refused.nvdec_reason}",
                     path=refused.path,
-                    remedy='Conform the media with `avloader prepare`, or use decode="auto" or "cpu"',
+                    remedy='Use decode="auto" or "cpu", or encode it as H.264 in mp4 with a constant frame rate',
                 )
             return True, f"NVDEC decodes as asked; {where}"
         if decode == "cpu":

@@ -233,20 +233,31 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             SyncError: If they differ.
         """
         outputs: tuple[Any, ...] = super().share_outputs(cuda_stream)
-        batch = self._in_flight.popleft()
-        wanted = [clip.row for clip in batch.clips]
-        got = np.asarray(outputs[-1].as_array()).reshape(-1)[: len(wanted)].tolist()
-        self._release(batch)
-        if got != wanted:
-            place = next(k for k, pair in enumerate(zip(got, wanted, strict=False)) if pair[0] != pair[1])
-            clip = batch.clips[place]
-            raise SyncError(
-                f"the video reader delivered row {got[place]} where row {wanted[place]} was asked for",
-                path=clip.media.path,
-                row=clip.row,
-                remedy="A file of the list cannot be read; run `avloader check`",
-            )
+        self._compare_rows(outputs[-1])
         return outputs
+
+    def outputs(self, cuda_stream: object = None) -> tuple[Any, ...]:
+        """Like `share_outputs`, after giving the outputs before these back; what `run` returns.
+
+        Raises:
+            SyncError: If DALI read other rows than it was asked for.
+        """
+        outputs: tuple[Any, ...] = super().outputs(cuda_stream)
+        self._compare_rows(outputs[-1])
+        return outputs
+
+    def _compare_rows(self, rows: Any) -> None:
+        batch = self._in_flight.popleft()
+        got = np.asarray(rows.as_array()).reshape(-1)[: len(batch.clips)].tolist()
+        self._release(batch)
+        for clip, row in zip(batch.clips, got, strict=True):
+            if row != clip.row:
+                raise SyncError(
+                    f"the video reader delivered row {row} where row {clip.row} was asked for",
+                    path=clip.media.path,
+                    row=clip.row,
+                    remedy="A file of the list cannot be read; run `avloader check`",
+                )
 
 
 def _normalized(frames: DataNode, normalize: Normalize) -> DataNode:

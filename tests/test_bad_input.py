@@ -37,7 +37,7 @@ SIDE_CAR = f"{HEADER},audio_path"
 GOOD = ("good.mp4,0,1,cat", "good.mp4,1,2,dog")
 BUILD = ("manifest", "clips.csv", "--media-root", "videos", "--output", "out")
 PREVIEW = ("preview", "out", "--output", "picture.png", "--frames", "4", "--width", "600")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
 
 _SMALL = Picture(num_frames=50, gop=25, width=128, height=96)
 _SHORT = Sound(seconds=2)

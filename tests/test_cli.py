@@ -21,7 +21,7 @@ COMMANDS = ["demo", "manifest", "inspect", "check", "preview"]
 
 
 # The commands run from other folders; where the package is not installed, they find it here.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
 
 
 def _run(*arguments: str | os.PathLike[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,10 @@ from PIL import Image
 from avloader.demo import ANNOTATIONS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}  # where the package is not installed
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), *sys.path]),
+}  # where the package is not installed
 
 
 def _run(name: str, *arguments: str) -> str:

@@ -150,14 +150,17 @@ def _to_torch(
     names: list[str], outputs: tuple[Any, ...], num_clips: int, stream: torch.cuda.Stream | None
 ) -> dict[str, torch.Tensor]:
     """DALI's outputs, but for the rows, as tensors that own their memory."""
-    tensors = {
-        name: from_dlpack(output.as_tensor())[:num_clips] for name, output in zip(names[:-1], outputs, strict=False)
-    }
     if stream is None:
-        return tensors
-    # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do with it;
-    # PyTorch's allocator waits for the streams that it was told of.
+        return {name: view[:num_clips] for name, view in _views(names, outputs).items()}
+    # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do with it, so
+    # it is copied into PyTorch's. The views are made on the stream that copies, since DALI may first gather a batch
+    # for them, and are held until the copies are done.
     with torch.cuda.stream(stream):
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    stream.synchronize()
+        views = _views(names, outputs)
+        tensors = {name: view[:num_clips].clone() for name, view in views.items()}
+        stream.synchronize()
     return tensors
+
+
+def _views(names: list[str], outputs: tuple[Any, ...]) -> dict[str, torch.Tensor]:
+    return {name: from_dlpack(output.as_tensor()) for name, output in zip(names[:-1], outputs, strict=False)}

@@ -105,7 +105,7 @@ class Lane:
             while pipe.has_batch and not (num_delivered and self._stopped.is_set()):
                 read = pipe.oldest_batch
                 self._waits_since = time.monotonic()
-                outputs = pipe.share_outputs()
+                outputs = pipe.share_outputs(stream)
                 self._waits_since = None
                 tensors = _to_torch(pipe.output_names, outputs, len(read.clips), stream)
                 pipe.release_outputs()
@@ -153,8 +153,8 @@ def _to_torch(
     if stream is None:
         return {name: view[:num_clips] for name, view in _views(names, outputs).items()}
     # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do with it, so
-    # it is copied into PyTorch's. The views are made on the stream that copies, since DALI may first gather a batch
-    # for them, and are held until the copies are done.
+    # it is copied into PyTorch's. The outputs are bound to the stream that copies, since DALI may first have to gather
+    # a batch, and are held until the copies are done.
     with torch.cuda.stream(stream):
         views = _views(names, outputs)
         tensors = {name: view[:num_clips].clone() for name, view in views.items()}

@@ -195,18 +195,21 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             )
         )
 
-    def _feed(self) -> tuple[list[npt.NDArray[Any]], ...]:
+    def _feed(self) -> tuple[Any, ...]:
         """The inputs of the next batch; DALI calls it when it schedules a run."""
         batch = next(self._batches)  # its StopIteration tells DALI that there is no more
         self._in_flight.append(batch)
-        columns: dict[str, list[npt.NDArray[Any]]] = {"audio": list(batch.sounds), "frames": list(batch.frames)}
+        columns: dict[str, list[npt.NDArray[Any]]] = {"audio": batch.sounds, "frames": batch.frames}
         columns["row"] = [np.array([clip.row], np.int64) for clip in batch.clips]
         if self.uses_reader:
             colours = [_ycbcr_to_rgb(clip.video) for clip in batch.clips]
             columns["matrix"], columns["shift"] = ([pair[k] for pair in colours] for k in (0, 1))
             columns["order"] = [np.array(clip.frames, np.int32) - clip.frames[0] for clip in batch.clips]
         padding = self.max_batch_size - len(batch.clips) if self.uses_reader else 0
-        return tuple(columns[name] + columns[name][-1:] * padding for name in self._input_names())
+        inputs: dict[str, Any] = {name: columns[name] + columns[name][-1:] * padding for name in self._input_names()}
+        # In one piece: DALI would gather the sound of a batch after it said that the batch is ready.
+        inputs["audio"] = np.stack(inputs["audio"])
+        return tuple(inputs.values())
 
     def shut_down(self) -> None:
         """End the pipeline, in this thread and now; calling it twice is harmless.
@@ -226,27 +229,32 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         """The batch that `share_outputs` delivers next."""
         return self._in_flight[0]
 
-    def share_outputs(self, cuda_stream: object = None) -> tuple[Any, ...]:
+    def share_outputs(self, cuda_stream: Any = None) -> tuple[Any, ...]:
         """The outputs of the oldest run, after comparing the rows that DALI read with those that were asked for.
+
+        Args:
+            cuda_stream: A stream with a method `synchronize`, such as PyTorch's, that the outputs are bound to.
 
         Raises:
             SyncError: If they differ.
         """
         outputs: tuple[Any, ...] = super().share_outputs(cuda_stream)
-        self._compare_rows(outputs[-1])
+        self._compare_rows(outputs[-1], cuda_stream)
         return outputs
 
-    def outputs(self, cuda_stream: object = None) -> tuple[Any, ...]:
+    def outputs(self, cuda_stream: Any = None) -> tuple[Any, ...]:
         """Like `share_outputs`, after giving the outputs before these back; what `run` returns.
 
         Raises:
             SyncError: If DALI read other rows than it was asked for.
         """
         outputs: tuple[Any, ...] = super().outputs(cuda_stream)
-        self._compare_rows(outputs[-1])
+        self._compare_rows(outputs[-1], cuda_stream)
         return outputs
 
-    def _compare_rows(self, rows: Any) -> None:
+    def _compare_rows(self, rows: Any, cuda_stream: Any) -> None:
+        if cuda_stream is not None:  # then DALI does not wait for them itself
+            cuda_stream.synchronize()
         batch = self._in_flight.popleft()
         got = np.asarray(rows.as_array()).reshape(-1)[: len(batch.clips)].tolist()
         self._release(batch)

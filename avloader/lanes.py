@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from avloader.errors import AVLoaderError
+from avloader.errors import AVLoaderError, SyncError
 from avloader.pipeline import ClipPipeline
 from avloader.reading import ReadBatch
 
@@ -103,11 +105,12 @@ class Lane:
             pipe.schedule_run()
             # One batch is waited for even if nobody wants it any more: the reader needs its file list until then.
             while pipe.has_batch and not (num_delivered and self._stopped.is_set()):
-                read = pipe.oldest_batch
+                read, sound = pipe.oldest_batch, pipe.oldest_sound
                 self._waits_since = time.monotonic()
                 outputs = pipe.share_outputs(stream)
                 self._waits_since = None
                 tensors = _to_torch(pipe.output_names, outputs, len(read.clips), stream)
+                _compare_sound(tensors["audio"], sound, read)
                 pipe.release_outputs()
                 del outputs
                 num_delivered += 1
@@ -160,6 +163,23 @@ def _to_torch(
         tensors = {name: view[:num_clips].clone() for name, view in views.items()}
         stream.synchronize()
     return tensors
+
+
+def _compare_sound(audio: torch.Tensor, sound: npt.NDArray[np.float32], read: ReadBatch) -> None:
+    """Check that the sound that came out of DALI is the sound that was read for these clips.
+
+    Raises:
+        SyncError: If it is not: the memory of the batch was overwritten.
+    """
+    same = (audio == torch.from_numpy(sound).to(audio.device)).all(dim=1).tolist()
+    for clip, is_same in zip(read.clips, same, strict=True):
+        if not is_same:
+            raise SyncError(
+                "the sound of the row was overwritten while it was under way in DALI",
+                path=clip.media.path,
+                row=clip.row,
+                remedy='Use decode="cpu"',
+            )
 
 
 def _views(names: list[str], outputs: tuple[Any, ...]) -> dict[str, torch.Tensor]:

@@ -375,28 +375,38 @@ class AVLoader:
         """Whether NVDEC decodes, and the sentence that says why."""
         on_gpu = self._device.type == "cuda"
         where = f"the graph runs on {'GPU' if on_gpu else 'the CPU'}" + (f" {self._device.index}" if on_gpu else "")
-        refused = next((medium for medium in self._media if medium.nvdec_reason), None)
+        reason = self._nvdec_refusal()
         if decode == "nvdec":
             if not on_gpu:
                 raise ValueError(f'decode="nvdec" needs a GPU, but device is {str(self._device)!r}')
-            if refused is not None:
+            if reason:
                 raise ManifestError(
-                    f"NVDEC's reader cannot take it: {refused.nvdec_reason}",
-                    path=refused.path,
-                    remedy='Use decode="auto" or "cpu", or encode it as H.264 in mp4 with a constant frame rate',
+                    f"NVDEC's reader cannot take {reason}",
+                    path=self.manifest.path,
+                    remedy='Use decode="auto" or "cpu", or encode the media as H.264 mp4 of one size and constant rate',
                 )
             return True, f"NVDEC decodes as asked; {where}"
         if decode == "cpu":
             return False, f"the CPU decodes as asked; {where}"
         if not on_gpu:
             return False, f"the CPU decodes because there is no GPU in use; {where}"
-        if refused is not None:
-            count = sum(bool(medium.nvdec_reason) for medium in self._media)
-            return False, (
-                f"the CPU decodes because NVDEC's reader cannot take {count} of {len(self._media)} media "
-                f"({os.path.basename(refused.path)}: {refused.nvdec_reason}); {where}"
-            )
+        if reason:
+            return False, f"the CPU decodes because NVDEC's reader cannot take {reason}; {where}"
         return True, f"NVDEC decodes because its reader can take every medium; {where}"
+
+    def _nvdec_refusal(self) -> str:
+        """What NVDEC's reader cannot take of the media; "" if it can take them."""
+        refused = [medium for medium in self._media if medium.nvdec_reason]
+        if refused:
+            example = refused[0]
+            return (
+                f"{len(refused)} of {len(self._media)} media ({os.path.basename(example.path)}: {example.nvdec_reason})"
+            )
+        sizes = sorted({(medium.video.width, medium.video.height) for medium in self._media if medium.video})
+        if len(sizes) > 1:  # seen on an H200: frames of one size were written past a buffer made for another
+            (width, height), (other_width, other_height) = sizes[:2]
+            return f"pictures of {len(sizes)} sizes in one list ({width}x{height}, {other_width}x{other_height} ...)"
+        return ""
 
     def _make_engine(self, plan: Plan) -> Engine:
         options = self._options

@@ -120,7 +120,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         self._batches, self._release = batches, release
         self._graph = graph
         self.uses_reader, self._rearrange = file_list is not None, rearrange
-        self._in_flight: deque[ReadBatch] = deque()
+        self._in_flight: deque[tuple[ReadBatch, npt.NDArray[np.float32]]] = deque()
         with self:
             self.set_outputs(*self._define(file_list, reader_frames, reader_stride, lazy_init, device))
 
@@ -198,7 +198,8 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
     def _feed(self) -> tuple[Any, ...]:
         """The inputs of the next batch; DALI calls it when it schedules a run."""
         batch = next(self._batches)  # its StopIteration tells DALI that there is no more
-        self._in_flight.append(batch)
+        sound = np.stack(batch.sounds)
+        self._in_flight.append((batch, sound))
         columns: dict[str, list[npt.NDArray[Any]]] = {"audio": batch.sounds, "frames": batch.frames}
         columns["row"] = [np.array([clip.row], np.int64) for clip in batch.clips]
         if self.uses_reader:
@@ -207,8 +208,8 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             columns["order"] = [np.array(clip.frames, np.int32) - clip.frames[0] for clip in batch.clips]
         padding = self.max_batch_size - len(batch.clips) if self.uses_reader else 0
         inputs: dict[str, Any] = {name: columns[name] + columns[name][-1:] * padding for name in self._input_names()}
-        # In one piece: DALI would gather the sound of a batch after it said that the batch is ready.
-        inputs["audio"] = np.stack(inputs["audio"])
+        # In one piece, so that DALI need not gather it.
+        inputs["audio"] = np.concatenate([sound, np.repeat(sound[-1:], padding, axis=0)]) if padding else sound
         return tuple(inputs.values())
 
     def shut_down(self) -> None:
@@ -227,7 +228,12 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
     @property
     def oldest_batch(self) -> ReadBatch:
         """The batch that `share_outputs` delivers next."""
-        return self._in_flight[0]
+        return self._in_flight[0][0]
+
+    @property
+    def oldest_sound(self) -> npt.NDArray[np.float32]:
+        """Its sound [shape=(clips, num_samples)], as it was handed to DALI."""
+        return self._in_flight[0][1]
 
     def share_outputs(self, cuda_stream: Any = None) -> tuple[Any, ...]:
         """The outputs of the oldest run, after comparing the rows that DALI read with those that were asked for.
@@ -255,7 +261,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
     def _compare_rows(self, rows: Any, cuda_stream: Any) -> None:
         if cuda_stream is not None:  # then DALI does not wait for them itself
             cuda_stream.synchronize()
-        batch = self._in_flight.popleft()
+        batch, _ = self._in_flight.popleft()
         got = np.asarray(rows.as_array()).reshape(-1)[: len(batch.clips)].tolist()
         self._release(batch)
         for clip, row in zip(batch.clips, got, strict=True):
@@ -422,6 +428,8 @@ class AudioVisualPipeline(ClipPipeline):
                     row=read.row,
                     remedy="Build the manifest again",
                 )
+        if device == "gpu":
+            _check_for_nvdec(reads)
         stored = _stored_size(reads) if size is None else size
         graph = GraphOptions(
             num_frames=num_frames,
@@ -512,6 +520,25 @@ def _common_rate(rows: Sequence[_TableRow], media: dict[str, MediaInfo]) -> Frac
             code="mixed_rates",
         )
     return rate
+
+
+def _check_for_nvdec(reads: Sequence[ClipRead]) -> None:
+    """Refuse what NVDEC's reader cannot take: DALI would stop, hang, or overwrite memory."""
+    first = reads[0].video
+    for read in reads:
+        reason = read.media.nvdec_reason
+        if not reason and (read.video.width, read.video.height) != (first.width, first.height):
+            reason = (
+                f"its pictures are {read.video.width}x{read.video.height}, those of row {reads[0].row} "
+                f"{first.width}x{first.height}, and one list holds one size"
+            )
+        if reason:
+            raise ManifestError(
+                f"NVDEC's reader cannot take it: {reason}",
+                path=read.media.path,
+                row=read.row,
+                remedy='Use device="cpu", or AVLoader, which chooses',
+            )
 
 
 def _stored_size(reads: Sequence[ClipRead]) -> tuple[int, int]:

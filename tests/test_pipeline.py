@@ -34,6 +34,7 @@ from avloader import (
     SyncError,
     build_manifest,
 )
+from avloader.lanes import Lane
 
 NUM_FRAMES = 6
 SIZE = (36, 64)
@@ -277,6 +278,25 @@ def test_the_rows_that_the_graph_returns_are_compared_also_on_a_cpu(manifest: Ma
             next(iterator)
     assert caught.value.row == 5
     assert os.path.samefile(str(caught.value.path), manifest.row(5).path)
+
+
+def test_sound_that_was_overwritten_on_its_way_is_a_sync_error(manifest: Manifest) -> None:
+    """Seen on a GPU: pictures written past the end of their buffer, into the sound."""
+
+    class Overwritten(AudioVisualPipeline):
+        def _feed(self) -> Any:
+            audio, *rest = super()._feed()
+            audio = audio.copy()
+            audio[2, :16] = -1.9e-38
+            return (audio, *rest)
+
+    options = {"batch_size": 4, "num_frames": NUM_FRAMES, "size": SIZE, "device": "cpu"}
+    with contextlib.closing(Overwritten(*tables(manifest), **options)) as pipe:
+        lane = Lane(lambda: pipe, device_id=None)
+        with pytest.raises(SyncError, match="overwritten") as caught:
+            lane.take(threading.Event(), 60)
+        lane.close()
+    assert caught.value.row == 2
 
 
 # Clean-up -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from conftest import TruthMedia
 from truth import CATALOG, Recipe, delay_of, linear_frames, linear_sound, linear_window, read_number, snr_db
 
-from avloader import AVLoader, Manifest, build_manifest
+from avloader import AVLoader, Manifest, ManifestError, build_manifest
 from avloader.loader import AVBatch
 
 NUM_FRAMES = 8
@@ -158,21 +158,40 @@ def test_every_medium_is_delivered_right_on_a_gpu(truth_media: TruthMedia, tmp_p
         check_all(loader, rows)
 
 
-def nvdec_rows(media: TruthMedia, folder: Path, rate: int) -> list[Row]:
-    """The rows that NVDEC's reader can take."""
+def nvdec_rows(media: TruthMedia, folder: Path, rate: int) -> dict[tuple[int, int], list[Row]]:
+    """The rows that NVDEC's reader can take, by the size of the picture: one list cannot hold two."""
     rows = truth_rows(media, rate)
     folder.mkdir()
     manifest = build(rows, folder)
-    return [row for number, row in enumerate(rows) if not manifest.media(int(manifest.media_id[number])).nvdec_reason]
+    found: dict[tuple[int, int], list[Row]] = {}
+    for number, row in enumerate(rows):
+        medium = manifest.media(int(manifest.media_id[number]))
+        if not medium.nvdec_reason and medium.video is not None:
+            found.setdefault((medium.video.width, medium.video.height), []).append(row)
+    return found
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rate", RATES)
 def test_nvdec_delivers_every_medium_that_it_can_take(truth_media: TruthMedia, tmp_path: Path, rate: int) -> None:
-    rows = nvdec_rows(truth_media, tmp_path / "all", rate)
-    assert rows
-    with loader_of(build(rows, tmp_path), sample_rate=rate, device="gpu", decode="nvdec") as loader:
+    by_size = nvdec_rows(truth_media, tmp_path / "all", rate)
+    assert by_size
+    for (width, height), rows in by_size.items():
+        folder = tmp_path / f"{width}x{height}"
+        folder.mkdir()
+        with loader_of(build(rows, folder), sample_rate=rate, device="gpu", decode="nvdec") as loader:
+            check_all(loader, rows)
+
+
+@pytest.mark.gpu
+def test_pictures_of_two_sizes_are_not_given_to_one_reader(truth_media: TruthMedia, tmp_path: Path) -> None:
+    rows = [row for name in ("mp4_25", "odd_size") for row in rows_of(CATALOG[name], truth_media)]
+    manifest = build(rows, tmp_path)
+    with loader_of(manifest, sample_rate=48000, device="gpu") as loader:
+        assert "2 sizes in one list (256x144, 322x242" in loader.engine
         check_all(loader, rows)
+    with pytest.raises(ManifestError, match="2 sizes in one list"):
+        loader_of(manifest, sample_rate=48000, device="gpu", decode="nvdec")
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])

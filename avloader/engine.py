@@ -159,7 +159,7 @@ class Engine:
         if not batches:
             return
         ahead.add(batches)
-        stretch = _Stretch(batches, min(self._reader.lanes if self._reader else 1, len(batches)))
+        stretch = _Stretch(batches, ahead, min(self._reader.lanes if self._reader else 1, len(batches)))
         stretches.append(stretch)
         for number in range(stretch.num_lanes):
             stretch.lanes.append(self._lane(stretch, batches[number :: stretch.num_lanes], ahead, number))
@@ -208,6 +208,7 @@ class Engine:
             f"{failure}; the CPU decodes {sum(len(clips) for _, clips in batches)} clips in its place"
         )
         stretch.lanes[lane].close()
+        stretch.ahead.discard(number for number, _ in batches)
         pool = self._make_pool(with_frames=True)
         ahead = pool.read()
         ahead.add(batches)
@@ -229,6 +230,7 @@ class _Stretch:
     """The lanes over some hundred batches, and the folder with their file lists."""
 
     batches: Batches
+    ahead: ReadAhead
     num_lanes: int
     lanes: list[Lane] = field(default_factory=list)
     rescued: dict[int, tuple[ReadPool, ReadAhead]] = field(default_factory=dict)

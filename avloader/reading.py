@@ -353,6 +353,18 @@ class ReadAhead:
             self._submit()
             self._changed.notify_all()
 
+    def discard(self, numbers: Iterable[int]) -> None:
+        """Give up batches that nobody will take, and use their slots for others."""
+        unwanted = set(numbers)
+        with self._changed:
+            self._waiting = deque(batch for batch in self._waiting if batch[0] not in unwanted)
+            given_up = [self._under_way.pop(number) for number in unwanted if number in self._under_way]
+        wait_for(future for _, _, futures in given_up for future in futures)  # until no worker writes there
+        with self._changed:
+            self._free.extend(slot for _, slots, _ in given_up for slot in slots)
+            self._submit()
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Read no more, and wait until no worker writes into a slot."""
         with self._changed:

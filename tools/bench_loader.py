@@ -6,7 +6,7 @@
 16-frame clips at random starts of H.264 files with AAC sound: 224x224 GOP 12, 1280x720 GOP 50, 1920x1080 GOP 60, batch
 16, frames resized to 224x224 and normalized, 16 kHz sound, 80-band log-mel. What the loader delivers is checked first:
 every frame by the number that it shows, every window of sound by its place in the known sound. Then bare decode and
-loader take turns; a figure is the median of the rounds.
+loader take turns, each over the whole pass from its start to its last clip; a figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +38,6 @@ from avloader.workers import WorkerPool, available_cores
 
 NUM_FRAMES, BATCH_SIZE, SIZE, RATE = 16, 16, 224, 16000
 FEATURES = MelSpectrogram(n_fft=512, hop_length=160, n_mels=80, scale=Decibels())
-WARM_UP = 16  # batches that are not counted: until all lanes have delivered twice
 PACKAGES = ("avloader", "av", "nvidia-dali-cuda120", "numpy", "torch")
 
 
@@ -183,35 +183,26 @@ def bare_gpu(manifest: Manifest, folder: Path, lanes: int) -> float:
             pipe.set_outputs(fn.resize(frames, size=[SIZE, SIZE]))
         pipe.build()
         pipes.append(pipe)
+    total = len(lines) // BATCH_SIZE
+    begin = time.perf_counter()
     for pipe in pipes:
         pipe.schedule_run()
-    warm_up, total = min(WARM_UP, len(lines) // BATCH_SIZE // 2), len(lines) // BATCH_SIZE
-    begin = time.perf_counter()
     for number in range(total):
-        if number == warm_up:
-            begin = time.perf_counter()
         pipe = pipes[number % lanes]
         pipe.share_outputs()
         pipe.release_outputs()
         pipe.schedule_run()
-    return (total - warm_up) * BATCH_SIZE / (time.perf_counter() - begin)
+    return total * BATCH_SIZE / (time.perf_counter() - begin)
 
 
 def measure(loader: AVLoader) -> tuple[float, float]:
-    """Clips per second after the first batches, and seconds to the first batch, of one pass."""
+    """Clips per second of one whole pass, and seconds to its first batch."""
     begin = time.perf_counter()
-    warm_up = min(WARM_UP, len(loader) // 2)
-    first = start = begin
-    counted = 0
-    for number, batch in enumerate(loader):
-        now = time.perf_counter()
-        if number == 0:
-            first = now
-        if number == warm_up - 1:
-            start, counted = now, 0
-        else:
-            counted += len(batch)
-    return counted / (time.perf_counter() - start), first - begin
+    first, counted = 0.0, 0
+    for batch in loader:
+        first = first or time.perf_counter() - begin
+        counted += len(batch)
+    return counted / (time.perf_counter() - begin), first
 
 
 def bench(name: str, recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -227,6 +218,8 @@ def bench(name: str, recipe: Recipe, arguments: argparse.Namespace, folder: Path
         figures["bare, converted"] = []
     with loader_of(manifest, arguments) as loader:
         engine = loader.engine
+        for _ in loader:  # starts the processes
+            break
         for _ in range(arguments.rounds):
             if arguments.device == "cpu":
                 figures["bare"].append(bare_cpu(manifest, convert=False))
@@ -259,6 +252,8 @@ def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
     facts = {"cpu_cores": available_cores(), "platform": platform.platform(), "python": platform.python_version()}
     facts["packages"] = {name: _version(name) for name in PACKAGES}
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    facts["commit"] = git.stdout.strip() or "unknown"
     if device == "gpu":
         import torch
 

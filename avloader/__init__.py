@@ -14,21 +14,44 @@ from typing import TYPE_CHECKING
 from avloader.errors import AnnotationError, AVLoaderError, DecodeError, ManifestError, MediaError, SyncError
 
 if TYPE_CHECKING:
-    from avloader.features import MFCC, Decibels, Ln, Log10, MelSpectrogram, Spectrogram
+    from avloader.features import (
+        MFCC,
+        Affine,
+        Decibels,
+        KaldiFilterBank,
+        Ln,
+        Log10,
+        MelSpectrogram,
+        Segments,
+        Spectrogram,
+        SpeechFilterBank,
+        SpeechMFCC,
+        Standardize,
+        Waveform,
+    )
     from avloader.loader import AVBatch, AVLoader
     from avloader.manifest import Manifest, build_manifest
     from avloader.media import MediaInfo, probe
+    from avloader.offsets import AllPairs, BinaryOffsets, FixedOffsets, GridOffsets, OtherClip, OtherStart
     from avloader.pipeline import AudioVisualPipeline
+    from avloader.prepare import PrepareOptions, prepare_manifest
+    from avloader.presets import Preset
 
 __all__ = [
     "MFCC",
     "AVBatch",
     "AVLoader",
     "AVLoaderError",
+    "Affine",
+    "AllPairs",
     "AnnotationError",
     "AudioVisualPipeline",
+    "BinaryOffsets",
     "Decibels",
     "DecodeError",
+    "FixedOffsets",
+    "GridOffsets",
+    "KaldiFilterBank",
     "Ln",
     "Log10",
     "Manifest",
@@ -36,25 +59,51 @@ __all__ = [
     "MediaError",
     "MediaInfo",
     "MelSpectrogram",
+    "OtherClip",
+    "OtherStart",
+    "PrepareOptions",
+    "Preset",
+    "Segments",
     "Spectrogram",
+    "SpeechFilterBank",
+    "SpeechMFCC",
+    "Standardize",
     "SyncError",
+    "Waveform",
     "build_manifest",
+    "prepare_manifest",
     "probe",
 ]
 
 _LAZY = {
     "AVBatch": "loader",
     "AVLoader": "loader",
+    "Affine": "features",
+    "AllPairs": "offsets",
     "AudioVisualPipeline": "pipeline",
+    "BinaryOffsets": "offsets",
     "Decibels": "features",
+    "FixedOffsets": "offsets",
+    "GridOffsets": "offsets",
+    "KaldiFilterBank": "features",
     "Ln": "features",
     "Log10": "features",
     "MFCC": "features",
     "Manifest": "manifest",
     "MediaInfo": "media",
     "MelSpectrogram": "features",
+    "OtherClip": "offsets",
+    "OtherStart": "offsets",
+    "PrepareOptions": "prepare",
+    "Preset": "presets",
+    "Segments": "features",
     "Spectrogram": "features",
+    "SpeechFilterBank": "features",
+    "SpeechMFCC": "features",
+    "Standardize": "features",
+    "Waveform": "features",
     "build_manifest": "manifest",
+    "prepare_manifest": "prepare",
     "probe": "media",
 }
 

@@ -15,6 +15,7 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
+from avloader.direct import DirectSound, open_direct
 from avloader.errors import DecodeError
 from avloader.media import AudioInfo
 from avloader.source import open_container
@@ -48,16 +49,24 @@ class AudioReader:
     def __init__(self, path: str, info: AudioInfo) -> None:
         self._path = path
         self._info = info
-        self._samples_per_tick = info.time_base * info.sample_rate
+        self._samples_per_tick = info.samples_per_tick
         self._tolerance = max(Fraction(1), 2 * self._samples_per_tick)
         packets = 0 if info.codec.startswith("pcm_") else _PREROLL_PACKETS.get(info.codec, _OTHER_PREROLL_PACKETS)
         self._preroll = packets * (info.frame_size or _USUAL_FRAME)
         self._phase: int | None = None
         self._container: av.container.InputContainer | None = None
+        self._blocks: deque[_Block] = deque()  # decoded blocks that the next window may begin in
         self._next_position: int | None = None  # where the next frame is expected
+        self._is_fresh = False
         self._closed = False
+        self._direct: DirectSound | None = None
         try:
-            self._open()
+            try:
+                self._direct = open_direct(path, info)
+            except OSError as error:
+                raise _ReadError(f"it cannot be opened ({error.strerror})") from error
+            if self._direct is None:
+                self._open()
         except _ReadError as failure:
             raise self._error(failure) from failure.__cause__
 
@@ -88,13 +97,16 @@ class AudioReader:
             raise ValueError(f"out must be float32 of shape {(stop - start,)}, got {out.dtype} of shape {out.shape}")
         # Packets of varying length do not tell where in the last one the sound ends; the decoder does.
         unknown_tail = 0 if self._info.frame_size else _TAIL_SAMPLES
-        first, last = max(start, 0), min(stop, self._info.num_samples + unknown_tail)
+        first, last = max(start, self._info.silence), min(stop, self._info.num_samples + unknown_tail)
         if first >= last:
             out[:] = 0
             return out, (0, 0)
         valid = first - start, last - start
         if any(begin <= first and last <= end for begin, end in self._info.gaps):
             out[:] = 0
+            return out, valid
+        if self._direct is not None and self._direct.read(first, last, out[first - start : last - start]):
+            out[: first - start] = out[last - start :] = 0
             return out, valid
         failure: _ReadError | None = None
         for origin in self._starts(first):
@@ -112,6 +124,8 @@ class AudioReader:
         """Close the file; calling it twice is harmless."""
         self._closed = True
         self._release()
+        if self._direct is not None:
+            self._direct.close()
 
     def __enter__(self) -> AudioReader:
         return self
@@ -146,7 +160,7 @@ class AudioReader:
         """Forget everything about what was read so far."""
         assert self._container is not None
         self._packets = self._container.demux(self._stream)
-        self._blocks: deque[_Block] = deque()  # decoded blocks that the next window may begin in
+        self._blocks.clear()
         self._next_position = None
         self._held: av.Packet[av.AudioStream] | None = None  # the first packet to decode
         self._decoded = self._frames()
@@ -154,7 +168,7 @@ class AudioReader:
         self._cause: Exception | None = None  # of the last packet that could not be decoded
 
     def _release(self) -> None:
-        self._blocks = deque()
+        self._blocks.clear()
         self._held = self._next_position = None
         if self._container is not None:
             self._container.close()

@@ -1,4 +1,4 @@
-"""The command line: ``avloader demo | manifest | inspect | check | preview``.
+"""The command line: ``avloader demo | manifest | inspect | check | preview | prepare | presets | bench``.
 
 Exit codes: 0 done; 1 a check failed, or `--strict` found a rejected row; 2 an error, told in one line on standard
 error; 130 stopped by Ctrl-C. Heavy modules are imported by the commands that need them, so that `--help` is quick.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     manifest.add_argument(
         "--workers", type=_positive, metavar="N", help="processes that read media (default: one a core)"
     )
+    _add_engine(manifest)
     manifest.add_argument("--strict", action="store_true", help="exit with 1 if any row was rejected")
 
     inspect = _command(
@@ -167,7 +169,115 @@ def _parser() -> argparse.ArgumentParser:
     )
     preview.add_argument("--width", type=_positive, default=1600, metavar="PIXELS", help="600 to 8000 (default: 1600)")
     preview.add_argument("--height", type=_positive, metavar="PIXELS", help="400 to 8000 (default: as the frames need)")
+
+    prepare = _command(
+        commands,
+        "prepare",
+        _prepare,
+        "conform media to what decodes fastest, and write a manifest of the result",
+        "Writes DIR/media (H.264 mp4 of constant rate with short closed groups; mono 16-bit sound whose sample 0 is "
+        "media time 0), DIR/manifest (a manifest like any other, with the same rows) and DIR/rows.csv (where each row "
+        "came from). Stopped at any moment, it goes on where it was when it is run again. Exit code 0 if any row was "
+        "kept.",
+        "avloader prepare manifests/train --output prepared/train",
+        "avloader prepare manifests/train --output prepared/train --fps source --short-side 256 --sample-rate 16000",
+        "avloader prepare manifests/train --output prepared/clips --clips-only --margin 0.5 --box 280,0,720,720",
+        "avloader prepare manifests/train --output prepared/sound --sound-only --sound-format flac",
+        "avloader prepare manifests/train --output /shared/train --engine ray --json",
+    )
+    prepare.add_argument("manifest", metavar="MANIFEST", help="a manifest folder")
+    prepare.add_argument("--output", required=True, metavar="DIR", help="folder to write, or to go on with")
+    prepare.add_argument(
+        "--fps",
+        type=_frame_rate,
+        metavar="RATE",
+        help='frames per second, as 25 or 30000/1001, or "source" (default: 25)',
+    )
+    prepare.add_argument("--gop", type=_positive, metavar="N", help="frames between key frames (default: 12)")
+    prepare.add_argument("--crf", type=_count, metavar="N", help="x264's rate factor: less is better (default: 18)")
+    prepare.add_argument(
+        "--short-side", type=_positive, metavar="PIXELS", help="scale larger pictures down to this (default: as stored)"
+    )
+    prepare.add_argument(
+        "--box",
+        type=_box,
+        metavar="LEFT,TOP,WIDTH,HEIGHT",
+        help="keep only these pixels, before scaling (default: all)",
+    )
+    prepare.add_argument("--sample-rate", type=_positive, metavar="HZ", help="of the sound (default: the source's)")
+    prepare.add_argument("--sound-format", choices=("wav", "flac"), help="flac is smaller, wav faster (default: wav)")
+    prepare.add_argument("--sound-only", action="store_true", help="cache the sound, leave pictures where they are")
+    prepare.add_argument(
+        "--clips-only", action="store_true", help="keep only what lies in rows, and a margin around it"
+    )
+    prepare.add_argument(
+        "--margin", type=_seconds, metavar="SECONDS", help="kept around rows with --clips-only (default: 1)"
+    )
+    prepare.add_argument("--workers", type=_positive, metavar="N", help="media at a time (default: one a core)")
+    _add_engine(prepare)
+    prepare.add_argument("--strict", action="store_true", help="exit with 1 if any row was rejected")
+    presets = _command(
+        commands,
+        "presets",
+        _presets,
+        "input contracts of published models",
+        "Lists the presets of AVLoader, or prints the contract of one: what its model's own code would compute, where "
+        "that is written, and what differs.",
+        "avloader presets",
+        "avloader presets wav2lip",
+        "avloader presets wav2lip --json",
+    )
+    presets.add_argument("name", nargs="?", metavar="NAME", help="a preset (default: list them all)")
+
+    bench = _command(
+        commands,
+        "bench",
+        _bench,
+        "how fast the loader is with a manifest on this machine",
+        "Measures the loader on shuffled clips, with sound and log-mel features: its rate, its memory, how long a "
+        "training step that uses 80 % of the rate waits for its batch, and what decodes the pictures, alone. The first "
+        "third of each measurement is to warm up.",
+        "avloader bench manifests/train",
+        "avloader bench manifests/train --batch-size 32 --num-frames 8 --size 112,112 --seconds 30",
+        "avloader bench manifests/train --device gpu --decode nvdec --json",
+    )
+    bench.add_argument("manifest", metavar="MANIFEST", help="a manifest folder")
+    bench.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="clips of a batch (default: 16)")
+    bench.add_argument("--num-frames", type=_positive, default=16, metavar="N", help="frames of a clip (default: 16)")
+    bench.add_argument(
+        "--stride", type=_positive, default=1, metavar="N", help="source frames from one to the next (default: 1)"
+    )
+    bench.add_argument(
+        "--fps",
+        type=_frame_rate,
+        default="source",
+        metavar="RATE",
+        help='frames per second, as 25 or 30000/1001, or "source" (default: source)',
+    )
+    bench.add_argument(
+        "--size", type=_size, default=(224, 224), metavar="HEIGHT,WIDTH", help='or "stored" (default: 224,224)'
+    )
+    bench.add_argument(
+        "--sample-rate", type=_positive, default=16000, metavar="HZ", help="of the sound (default: 16000)"
+    )
+    bench.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, gpu or cuda:1 (default: auto)")
+    bench.add_argument("--decode", choices=("auto", "nvdec", "cpu"), default="auto", help="(default: auto)")
+    bench.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes that decode (default: as the loader's)"
+    )
+    bench.add_argument(
+        "--seconds", type=_seconds, default=10, metavar="SECONDS", help="of each of three measurements (default: 10)"
+    )
     return parser
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        default="local",
+        metavar="NAME",
+        help="local: this machine; ray: a Ray cluster, which RAY_ADDRESS names (default: local)",
+    )
 
 
 def _command(
@@ -222,6 +332,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
         format=arguments.format,
         media_template=arguments.media_template,
         num_workers=arguments.workers,
+        engine=arguments.engine,
     )
     num_labels = len({*manifest.label.tolist()} - {-1})  # -1: without label
     rejected = manifest.rejected()
@@ -333,6 +444,132 @@ def _preview(arguments: argparse.Namespace) -> int:
             f"{arguments.output}: row {arguments.row}, {_plural(len(clip.frames), 'frame')} from "
             f"{clip.frame_seconds[0]:.3f} s to {clip.stop_seconds:.3f} s"
         )
+    return OK
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from avloader.prepare import PrepareOptions, prepare_manifest
+
+    names = ("gop", "crf", "short_side", "box", "sample_rate", "sound_format", "sound_only", "clips_only", "margin")
+    given = {name: getattr(arguments, name) for name in names}
+    options = {name: value for name, value in given.items() if value is not None}
+    if arguments.fps is not None:
+        options["fps"] = None if arguments.fps == "source" else arguments.fps
+    prepared = prepare_manifest(
+        arguments.manifest,
+        output=arguments.output,
+        options=PrepareOptions(**options),
+        engine=arguments.engine,
+        num_workers=arguments.workers,
+    )
+    manifest, rejected = prepared.manifest, prepared.manifest.rejected()
+    reasons = Counter(row["code"] for row in rejected).most_common()
+    if arguments.json:
+        _print_json(
+            {
+                "manifest": manifest.path,
+                "kept": len(manifest),
+                "rejected": len(rejected),
+                "reasons": dict(reasons),
+                "files": prepared.num_files,
+                "bytes": prepared.num_bytes,
+                "fingerprint": manifest.fingerprint,
+            }
+        )
+        return FAILED if arguments.strict and rejected else OK
+    firsts = {row["code"]: row["message"] for row in reversed(rejected)}
+    size = f"{_plural(prepared.num_files, 'file')}, {prepared.num_bytes / 10**6:,.1f} MB"
+    rows = [("kept", f"{len(manifest)}", size)]
+    _print_table(("", "rows", "first reason"), rows + [(code, f"{count}", firsts[code]) for code, count in reasons])
+    print(f"\nmanifest: {manifest.path}")
+    if rejected:
+        print(f"rejected: {Path(manifest.path, 'rejected.csv')}")
+    return FAILED if arguments.strict and rejected else OK
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    from avloader.presets import PRESETS, find_preset
+
+    if arguments.name is None:
+        if arguments.json:
+            _print_json({preset.name: preset.title for preset in PRESETS.values()})
+        else:
+            rows = [(preset.name, preset.title, preset.source.split(":")[0]) for preset in PRESETS.values()]
+            _print_table(("preset", "input of", "source"), rows)
+        return OK
+    preset = find_preset(arguments.name)
+    options = {name: _said(value) for name, value in preset.options.items()}
+    if arguments.json:
+        _print_json(
+            {
+                "name": preset.name,
+                "title": preset.title,
+                "source": preset.source,
+                "frames_layout": preset.frames_layout,
+                "sound_layout": preset.sound_layout,
+                "options": options,
+                "remarks": list(preset.remarks),
+            }
+        )
+        return OK
+    pairs = [("preset", f"{preset.name}: {preset.title}"), ("source", preset.source)]
+    pairs += [("pictures", preset.frames_layout), ("sound", preset.sound_layout), *options.items()]
+    _print_pairs([*pairs, *(("remark", remark) for remark in preset.remarks)])
+    return OK
+
+
+def _said(value: object) -> str:
+    """A value as it is written in Python, of options only what is not the default."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return str(value) if isinstance(value, Fraction) else repr(value)
+    given = [
+        f"{field.name}={_said(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(given)})"
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from avloader.bench import run_bench
+
+    names = ("batch_size", "num_frames", "stride", "size", "sample_rate", "device", "decode")
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    report = run_bench(
+        arguments.manifest,
+        seconds=float(arguments.seconds),
+        fps=None if arguments.fps == "source" else arguments.fps,
+        num_workers=arguments.workers,
+        **options,
+    )
+    if arguments.json:
+        _print_json(dataclasses.asdict(report))
+        return OK
+    rate, share = report.decoder_clips_per_second, report.decoder_share
+    memory = [("memory", report.memory_bytes, "of the process with its workers")]
+    memory += [("", report.gpu_memory_bytes, "of the GPU")] if report.gpu_memory_bytes is not None else []
+    counted = f"{_plural(report.clips, 'clip')} in {report.seconds:.1f} s"
+    why = "" if share is None or share <= 1.05 else "the CPU decodes beside it"
+    if why and "libavcodec" in report.decoder:
+        why = "clips near each other are decoded together"
+    rows = [
+        ("rate", f"{report.clips_per_second:,.1f} clips/s", counted),
+        ("", f"{report.frames_per_second:,.0f} frames/s", ""),
+        ("decoder alone", "" if rate is None else f"{rate:,.1f} clips/s", report.decoder),
+        ("share of it", "" if share is None else f"{share:.0%}", why),
+        ("first batch", f"{report.first_batch_seconds:.2f} s", "from opening the manifest on"),
+        ("training step", _milliseconds(report.step_seconds), "uses 80 % of the rate"),
+        ("waits, median", _milliseconds(report.wait_median_seconds), f"of {_plural(report.steps, 'step')}"),
+        ("waits, 99 %", _milliseconds(report.wait_p99_seconds), "or less"),
+        ("waits, longest", _milliseconds(report.wait_longest_seconds), ""),
+        *((name, "unknown" if size is None else f"{size / 1e6:,.0f} MB", what) for name, size, what in memory),
+    ]
+    _print_table(("", "measured", ""), rows)
+    print()
+    pairs = [("manifest", f"{report.manifest}: {_plural(report.rows, 'row')}"), ("engine", report.engine)]
+    if report.skipped_rows:
+        pairs.append(("skipped", f"clips of {_plural(report.skipped_rows, 'row')}, too short or damaged"))
+    _print_pairs(pairs + [("fallback", sentence) for sentence in report.fallbacks])
     return OK
 
 
@@ -487,6 +724,40 @@ def _count(text: str) -> int:
     return _integer(text, 0)
 
 
+def _frame_rate(text: str) -> Fraction | str:
+    from avloader.timeline import parse_rational
+
+    try:
+        return text if text == "source" else parse_rational(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> Fraction:
+    from avloader.timeline import parse_seconds
+
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _size(text: str) -> tuple[int, ...] | None:
+    if text == "stored":
+        return None
+    sides = text.split(",")
+    if len(sides) != 2:
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHT,WIDTH or "stored"')
+    return tuple(_positive(side) for side in sides)
+
+
+def _box(text: str) -> tuple[int, ...]:
+    numbers = text.split(",")
+    if len(numbers) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LEFT,TOP,WIDTH,HEIGHT")
+    return tuple(_count(number) for number in numbers)
+
+
 def _integer(text: str, least: int) -> int:
     try:
         number = int(text)
@@ -503,6 +774,10 @@ def _plural(count: int, one: str, many: str = "") -> str:
 
 def _rate(rate: Fraction) -> str:
     return str(rate) if rate.denominator == 1 else f"{float(rate):.3f} ({rate})"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.1f} ms"
 
 
 def _message(error: Exception, arguments: argparse.Namespace) -> str:

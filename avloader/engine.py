@@ -1,36 +1,37 @@
-"""Executes batches of clips in order: lanes of DALI pipelines, each over a stretch of the plan.
+"""Executes batches of clips in order: tracks of DALI pipelines side by side, on the GPU's decoder engines and the CPU.
 
-NVDEC's reader drives one decoder engine of the GPU and knows its clips from the start, so batch k of a stretch goes to
-lane k modulo the number of lanes, each lane has a file list of its own, and the lanes of the next stretch are made
-while this one runs. With decoding on the CPU one lane suffices: workers decode, the lane runs the graph.
-
-A lane whose reader fails, hangs or loses rows is given up, and what it has not delivered is decoded on the CPU, which
-either delivers it or says which clip of which file cannot be read.
+The clips of a batch may take several ways (see `schedule`); here the pieces that the lanes deliver are put together
+into batches again.
 """
 
 from __future__ import annotations
 
-import itertools
-import tempfile
+import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from avloader.errors import DecodeError, SyncError
-from avloader.lanes import Delivered, Lane, LaneFailedError
+import torch
+
+from avloader.errors import AVLoaderError
+from avloader.lanes import Finished
 from avloader.pipeline import ClipPipeline, GraphOptions, write_file_list
-from avloader.reading import ClipRead, ReadAhead, ReadPool, SlotLayout
+from avloader.reading import ClipRead, ReadAhead, ReadPool, Route, SlotLayout
+from avloader.schedule import Piece, RouteOptions, Schedule, Scheduled
+from avloader.tracks import Track
 
-__all__ = ["Engine", "ReaderOptions"]
+__all__ = ["Delivered", "Engine", "ReaderOptions"]
 
-_FIRST_STRETCH = 32  # batches of the first stretch: the first batch waits until all of its files are known
-_LONGEST_STRETCH = 256  # later ones grow threefold up to this: it hides their making, and bounds their open files
-_IN_FLIGHT = 2  # batches that DALI holds of each lane
+_FIRST_CLIPS = 192  # of the first lanes: the first batch waits until all of their files are known
+_LONGEST_CLIPS = 512  # of later ones: it hides their making, and bounds their open files
+_CPU_BATCHES = 64  # that a lane without NVDEC runs; nothing but the pipeline has to be made
+_PULLED_PER_BATCH = 2  # looked up bit by bit: some thousand clips at once would hold the training loop up
+_IN_FLIGHT = 2  # pieces that DALI holds of each lane
 _SHARED_BYTES = 2 * 2**30  # how much decoded material may wait for the graph
-
-Batches = Sequence[tuple[int, Sequence[ClipRead]]]
+_SOUND_SLOTS = 1024  # at least so many clips' sound is read ahead where NVDEC decodes
+_RESCUE_WORKERS = 4  # most processes that decode what one reader failed at
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,12 @@ class ReaderOptions:
         num_frames: Frames that it reads of a clip.
         stride: Source frames between two that it reads.
         rearrange: Whether the clip's frames are picked from those.
-        lanes: Readers side by side.
-        timeout: Seconds without a batch after which a reader counts as hanging.
+        timeout: Seconds without a piece after which a reader counts as hanging.
     """
 
     num_frames: int
     stride: int
     rearrange: bool
-    lanes: int
     timeout: float
 
     @property
@@ -57,12 +56,30 @@ class ReaderOptions:
         return 1 + (self.num_frames - 1) * self.stride
 
 
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A batch that left the graph.
+
+    Attributes:
+        clips: What was asked for.
+        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
+        valid: The range of samples that exist in the medium, one a clip.
+        errors: What went wrong, by place in the batch.
+    """
+
+    clips: Sequence[ClipRead]
+    tensors: dict[str, torch.Tensor]
+    valid: Sequence[tuple[int, int]]
+    errors: dict[int, AVLoaderError]
+
+
 class Engine:
     """Runs batches of clips through DALI.
 
     Args:
         graph: What to make of frames and sound.
-        reader: NVDEC's options, or None to decode on the CPU.
+        routes: The ways that clips may take; the CPU's is always among them.
+        reader: How NVDEC reads.
         frame_size: (height, width) of the frames that the CPU decodes.
         batch_size: Clips of a full batch.
         device: Where the graph runs.
@@ -78,7 +95,8 @@ class Engine:
         self,
         graph: GraphOptions,
         *,
-        reader: ReaderOptions | None,
+        routes: Mapping[Route, RouteOptions],
+        reader: ReaderOptions,
         frame_size: tuple[int, int],
         batch_size: int,
         device: Literal["cpu", "gpu"],
@@ -86,16 +104,27 @@ class Engine:
         num_workers: int,
         num_threads: int,
     ) -> None:
-        self._graph, self._reader = graph, reader
-        self._frames_shape = (graph.num_frames, *frame_size, 3)
+        self._graph, self._routes, self._reader = graph, routes, reader
+        self._frames_shape = (graph.num_frames, graph.picture.num_channels, *frame_size)
         self._batch_size, self._device, self._device_id = batch_size, device, device_id
         self._num_workers, self._num_threads = num_workers, num_threads
-        self._pool = self._make_pool(with_frames=reader is None)
+        lanes = [options for route, options in routes.items() if route is not None for _ in range(options.num_lanes)]
+        self._clips_ahead = max(len(lanes) * _LONGEST_CLIPS, _CPU_BATCHES * batch_size)
+        self._first_clips = len(lanes) * _FIRST_CLIPS or self._clips_ahead
+        # Twice what lanes hold of their pieces, and what waits for pieces of other lanes.
+        sound_slots = sum(2 * (_IN_FLIGHT + 2) * options.piece_clips for options in lanes) + 16 * batch_size
+        layout = self._layout(batch_size * 4 * (_IN_FLIGHT + 1), max(sound_slots, _SOUND_SLOTS) if lanes else 0)
+        self._pool = ReadPool(layout, num_workers=num_workers)
+        self._stream = torch.cuda.Stream(device_id) if device == "gpu" else None
         self.fallbacks: list[str] = []
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes, and give back the GPU's memory that nobody uses."""
         self._pool.close()
+        if self._device == "gpu":
+            from nvidia.dali import backend
+
+            backend.ReleaseUnusedMemory()
 
     def run(self, batches: Iterable[Sequence[ClipRead]], stopped: threading.Event) -> Iterator[Delivered]:
         """The batches, in order. Closing the iterator stops reading.
@@ -107,89 +136,97 @@ class Engine:
         Raises:
             DecodeError, SyncError: If DALI fails, or loses rows, where the CPU decodes.
         """
-        source = enumerate(batches)
         ahead = self._pool.read()
-        stretches: list[_Stretch] = []  # the one that runs, and the next
+
+        def announce(piece: Piece) -> None:
+            ahead.add([(piece.number, piece.clips)], with_frames=piece.route is None)
+
+        schedule = Schedule(
+            batches,
+            routes=self._routes,
+            route_of=_route_of,
+            batch_size=self._batch_size,
+            announce=announce,
+        )
+        tracks = {
+            (route, lane): self._track(schedule, route, lane, ahead)
+            for route, options in self._routes.items()
+            for lane in range(options.num_lanes)
+        }
+        assembly = _Assembly(self._stream)
         try:
-            self._start(stretches, ahead, list(itertools.islice(source, _FIRST_STRETCH)))
-            while stretches:
-                yield from self._run(stretches, ahead, source, stopped)
-                stretches.pop(0).close()
+            for num_clips in (self._first_clips, self._clips_ahead):  # the first lanes start before the rest is known
+                while schedule.clips_ahead < num_clips and not stopped.is_set() and schedule.pull():
+                    pass
+                for track in tracks.values():
+                    track.prepare()
+            while True:
+                for track in tracks.values():
+                    track.prepare()
+                num_pulled = 0
+                while schedule.clips_ahead < self._clips_ahead and num_pulled < _PULLED_PER_BATCH and schedule.pull():
+                    num_pulled += 1
+                scheduled = schedule.next()
+                if scheduled is None:
+                    return
+                for part in scheduled.parts:
+                    while not assembly.has(part.piece):
+                        assembly.add(*tracks[part.piece.route, part.piece.lane].take(stopped))
+                yield assembly.batch(scheduled)
         finally:
+            for track in tracks.values():
+                track.stop()
             ahead.close()
-            for stretch in stretches:
-                stretch.close()
+            for track in tracks.values():
+                track.close()
 
-    def _run(
-        self,
-        stretches: list[_Stretch],
-        ahead: ReadAhead,
-        source: Iterator[tuple[int, Sequence[ClipRead]]],
-        stopped: threading.Event,
-    ) -> Iterator[Delivered]:
-        """The batches of the first stretch; starts the next one when this one nears its end."""
-        stretch = stretches[0]
-        upcoming: list[tuple[int, Sequence[ClipRead]]] = []
-        length = min(3 * len(stretch.batches), _LONGEST_STRETCH)
-        time_to_start = max(len(stretch.batches) - 2 * _IN_FLIGHT * stretch.num_lanes, 0)
-        for number in range(len(stretch.batches)):
-            # Looked up bit by bit: some thousand clips at once would hold the training loop up.
-            if number < time_to_start:
-                upcoming += itertools.islice(source, min(length - len(upcoming), 4))
-            elif number == time_to_start:
-                upcoming += itertools.islice(source, length - len(upcoming))
-                self._start(stretches, ahead, upcoming)
-            yield self._take(stretch, number, stopped)
+    def _track(self, schedule: Schedule, route: Route, lane: int, ahead: ReadAhead) -> Track:
+        num_lanes = self._routes[route].num_lanes
+        lengths = [_FIRST_CLIPS, _FIRST_CLIPS + (_LONGEST_CLIPS - _FIRST_CLIPS) * (lane + 1) // num_lanes]
+        if route is None:
+            lengths = []
 
-    def _take(self, stretch: _Stretch, number: int, stopped: threading.Event) -> Delivered:
-        lane = stretch.lanes[number % stretch.num_lanes]
-        is_nvdec = self._reader is not None and number % stretch.num_lanes not in stretch.rescued
-        try:
-            return lane.take(stopped, self._reader.timeout if self._reader and is_nvdec else None)
-        except (LaneFailedError, SyncError) as failure:
-            if isinstance(failure, SyncError) and not is_nvdec:
-                raise
-            if stopped.is_set() or not is_nvdec:
-                raise DecodeError(f"DALI failed: {failure}") from failure
-            self._rescue(stretch, number, failure)
-            return self._take(stretch, number, stopped)
+        def next_pieces() -> list[Piece]:
+            length = lengths[0] if lengths else _LONGEST_CLIPS if route else _CPU_BATCHES * self._batch_size
+            pieces = schedule.take(route, lane, length)
+            if pieces:
+                del lengths[:1]
+            return pieces
 
-    def _start(self, stretches: list[_Stretch], ahead: ReadAhead, batches: Batches) -> None:
-        """Set lanes to work on the next batches, if there are any."""
-        if not batches:
-            return
-        ahead.add(batches)
-        stretch = _Stretch(batches, ahead, min(self._reader.lanes if self._reader else 1, len(batches)))
-        stretches.append(stretch)
-        for number in range(stretch.num_lanes):
-            stretch.lanes.append(self._lane(stretch, batches[number :: stretch.num_lanes], ahead, number))
+        def make(pieces: Sequence[Piece], ahead: ReadAhead, folder: Path | None) -> ClipPipeline:
+            return self._pipeline(pieces, ahead, folder, self._routes[route].piece_clips)
 
-    def _lane(self, stretch: _Stretch, batches: Batches, ahead: ReadAhead, number: int) -> Lane:
-        def make() -> ClipPipeline:
-            folder = Path(stretch.folder.name, str(number))
-            return self._pipeline(batches, ahead, None if self._reader is None else folder)
+        return Track(
+            next_pieces,
+            ahead,
+            make,
+            make_rescue_pool=self._make_rescue_pool,
+            stream=self._stream,
+            timeout=None if route is None else self._reader.timeout,
+            report=self.fallbacks.append,
+        )
 
-        return Lane(make, device_id=self._device_id if self._device == "gpu" else None)
-
-    def _pipeline(self, batches: Batches, ahead: ReadAhead, folder: Path | None) -> ClipPipeline:
-        """A pipeline over `batches`, with NVDEC's reader if there is a folder for its file list."""
+    def _pipeline(
+        self, pieces: Sequence[Piece], ahead: ReadAhead, folder: Path | None, piece_clips: int
+    ) -> ClipPipeline:
+        """A pipeline over `pieces`, with NVDEC's reader if there is a folder for its file list."""
         file_list = None
-        if folder is not None and self._reader is not None:
-            folder.mkdir()
+        if folder is not None:
             file_list = folder / "file_list.txt"
-            # The reader knows full batches only: a short one is filled up, and cut again by the lane.
-            padded = [clip for _, batch in batches for clip in (*batch, *[batch[-1]] * (self._batch_size - len(batch)))]
-            write_file_list(file_list, padded, num_frames=self._reader.span, links=folder)
+            # The reader knows full batches only: a short piece is filled up, and cut again by the lane. It also reads
+            # one batch further than it is asked to: one clip there, which DALI repeats, not a piece from the beginning.
+            padded = [clip for piece in pieces for clip in _padded(piece.clips, piece_clips)]
+            write_file_list(file_list, [*padded, padded[-1]], num_frames=self._reader.span, links=folder)
         pipe = ClipPipeline(
-            map(ahead.take, [index for index, _ in batches]),
+            map(ahead.take, [piece.number for piece in pieces]),
             ahead.release,
             graph=self._graph,
             file_list=file_list,
-            reader_frames=self._reader.num_frames if self._reader else 0,
-            reader_stride=self._reader.stride if self._reader else 1,
-            rearrange=self._reader.rearrange if self._reader else False,
+            reader_frames=self._reader.num_frames,
+            reader_stride=self._reader.stride,
+            rearrange=self._reader.rearrange,
             lazy_init=True,
-            batch_size=self._batch_size,
+            batch_size=piece_clips,
             device=self._device,
             device_id=self._device_id,
             num_threads=self._num_threads,
@@ -198,54 +235,91 @@ class Engine:
         pipe.build()
         return pipe
 
-    def _rescue(self, stretch: _Stretch, number: int, failure: Exception) -> None:
-        """Replace the lane whose turn it is by one that decodes on the CPU what is left of its batches."""
-        lane = number % stretch.num_lanes
-        batches = stretch.batches[number :: stretch.num_lanes]
-        clip = batches[0][1][0]
-        self.fallbacks.append(
-            f"NVDEC's reader failed at one of {len(batches[0][1])} clips from row {clip.row} ({clip.media.path}) on: "
-            f"{failure}; the CPU decodes {sum(len(clips) for _, clips in batches)} clips in its place"
+    def _make_rescue_pool(self) -> ReadPool:
+        layout = self._layout(self._batch_size * 2 * (_IN_FLIGHT + 1), 0)
+        return ReadPool(layout, num_workers=min(self._num_workers, _RESCUE_WORKERS))
+
+    def _layout(self, num_slots: int, num_sound_slots: int) -> SlotLayout:
+        shape, num_samples = self._frames_shape, self._graph.num_read_samples
+        fitting = _SHARED_BYTES // SlotLayout(shape, num_samples, num_slots=1, num_sound_slots=0).slot_bytes
+        fewest = self._batch_size * (_IN_FLIGHT + 1)
+        return SlotLayout(
+            shape,
+            num_samples,
+            num_slots=max(min(num_slots, fitting), fewest),
+            num_sound_slots=num_sound_slots,
+            picture=self._graph.picture,
         )
-        stretch.lanes[lane].close()
-        stretch.ahead.discard(number for number, _ in batches)
-        pool = self._make_pool(with_frames=True)
-        ahead = pool.read()
-        ahead.add(batches)
-        stretch.rescued[lane] = pool, ahead
-        device_id = self._device_id if self._device == "gpu" else None
-        stretch.lanes[lane] = Lane(lambda: self._pipeline(batches, ahead, None), device_id=device_id)
-
-    def _make_pool(self, *, with_frames: bool) -> ReadPool:
-        shape = self._frames_shape if with_frames else None
-        lanes = self._reader.lanes if self._reader and not with_frames else 1
-        needed = 2 * lanes * (_IN_FLIGHT + 1)  # what lanes hold ahead of their turn, those of the next stretch too
-        fitting = _SHARED_BYTES // SlotLayout(self._batch_size, shape, self._graph.num_samples).num_bytes
-        num_slots = min(max(fitting, _IN_FLIGHT + 1), 2 * needed) * self._batch_size
-        return ReadPool(SlotLayout(num_slots, shape, self._graph.num_samples), num_workers=self._num_workers)
 
 
-@dataclass(slots=True)
-class _Stretch:
-    """The lanes over some hundred batches, and the folder with their file lists."""
+def _route_of(clip: ClipRead) -> Route:
+    """The clip's route; the CPU's if the file is not what it was, since that one names it, and NVDEC's would fail."""
+    if clip.route is None:
+        return None
+    try:
+        now = os.stat(clip.media.path)
+    except OSError:
+        return None
+    return clip.route if (now.st_size, now.st_mtime_ns) == (clip.media.size, clip.media.mtime_ns) else None
 
-    batches: Batches
-    ahead: ReadAhead
-    num_lanes: int
-    lanes: list[Lane] = field(default_factory=list)
-    rescued: dict[int, tuple[ReadPool, ReadAhead]] = field(default_factory=dict)
-    folder: tempfile.TemporaryDirectory[str] = field(
-        default_factory=lambda: tempfile.TemporaryDirectory(prefix="avloader-")
-    )
 
-    def close(self) -> None:
-        """End the lanes and remove the folder."""
-        for lane in self.lanes:
-            lane.stop()
-        for _, ahead in self.rescued.values():
-            ahead.close()
-        for lane in self.lanes:
-            lane.close()
-        for pool, _ in self.rescued.values():
-            pool.close()
-        self.folder.cleanup()
+def _padded(clips: Sequence[ClipRead], length: int) -> list[ClipRead]:
+    return [*clips, *[clips[-1]] * (length - len(clips))]
+
+
+class _Assembly:
+    """Puts batches together from finished pieces.
+
+    Args:
+        stream: Where they were copied, or None if they are not on a GPU.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream | None) -> None:
+        self._stream = stream
+        self._finished: dict[int, tuple[Finished, int]] = {}  # by the piece's number, with its clips still to deliver
+
+    def has(self, piece: Piece) -> bool:
+        """Whether a piece was added, or delivered since."""
+        return piece.number in self._finished
+
+    def add(self, piece: Piece, finished: Finished) -> None:
+        """Hold a piece until all of its clips are delivered."""
+        self._finished[piece.number] = finished, len(piece.clips)
+
+    def batch(self, scheduled: Scheduled) -> Delivered:
+        """The batch, whose pieces are all there."""
+        valid = [(0, 0)] * len(scheduled.clips)
+        errors: dict[int, AVLoaderError] = {}
+        slices: list[dict[str, torch.Tensor]] = []
+        for part in scheduled.parts:
+            finished, left = self._finished.pop(part.piece.number)
+            if left > len(part.places):
+                self._finished[part.piece.number] = finished, left - len(part.places)
+            chosen = slice(part.first, part.first + len(part.places))
+            slices.append({name: tensor[chosen] for name, tensor in finished.tensors.items()})
+            for index, place in enumerate(part.places, part.first):
+                valid[place] = finished.read.valid[index]
+                if index in finished.read.errors:
+                    errors[place] = finished.read.errors[index]
+        places = [place for part in scheduled.parts for place in part.places]
+        return Delivered(scheduled.clips, self._joined(slices, places), valid, errors)
+
+    def _joined(self, slices: list[dict[str, torch.Tensor]], places: list[int]) -> dict[str, torch.Tensor]:
+        """One tensor a name, its entry `places[k]` the k-th of all slices."""
+        if len(slices) == 1:
+            return slices[0]
+        if self._stream is None:
+            return _scattered(slices, places)
+        with torch.cuda.stream(self._stream):
+            joined = _scattered(slices, places)
+            self._stream.synchronize()  # the slices may go
+        return joined
+
+
+def _scattered(slices: list[dict[str, torch.Tensor]], places: list[int]) -> dict[str, torch.Tensor]:
+    joined = {}
+    for name, first in slices[0].items():
+        joined[name] = torch.empty((len(places), *first.shape[1:]), dtype=first.dtype, device=first.device)
+        index = torch.tensor(places, device=first.device)
+        joined[name].index_copy_(0, index, torch.cat([part[name] for part in slices]))
+    return joined

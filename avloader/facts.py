@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from avloader.timeline import FrameTimes
+from avloader.timeline import FrameTimes, pts_to_media_time
 
 __all__ = ["AudioInfo", "MediaInfo", "VideoInfo"]
 
@@ -66,6 +67,8 @@ class AudioInfo:
         num_samples: Samples from sample 0 to the end, holes included (the end of the last packet; a decoder may trim
             some hundred samples of padding more).
         gaps: Holes as (start, stop) in samples counted from sample 0, sorted; sound in them is zero.
+        silence: Zeros that a prepared file begins with because its sound begins later than its media time 0; like what
+            lies before sample 0, they do not count as sound.
     """
 
     stream_index: int
@@ -78,11 +81,17 @@ class AudioInfo:
     frame_size: int
     num_samples: int
     gaps: tuple[tuple[int, int], ...] = ()
+    silence: int = 0
 
     @property
+    def samples_per_tick(self) -> Fraction:
+        """Samples in one tick of the stream's pts."""
+        return self.time_base * self.sample_rate
+
+    @functools.cached_property
     def start_seconds(self) -> Fraction:
         """Media time of sample 0."""
-        return self.start_pts * self.time_base - self.origin
+        return pts_to_media_time(self.start_pts, self.time_base, self.origin)
 
     @property
     def stop_seconds(self) -> Fraction:

@@ -29,6 +29,11 @@ class Purpose(IntEnum):
 
     SHUFFLE = 0
     WINDOW = 1
+    OFFSET = 2
+    OFFSET_PLACE = 3
+    OTHER_ROW = 4
+    CROP = 5
+    SOUND_PLACE = 6
 
 
 def philox(counter: _FourWords, key: tuple[int, int]) -> _FourWords:
@@ -60,7 +65,7 @@ def bits(items: npt.ArrayLike, *, seed: int, epoch: int, purpose: Purpose) -> _W
         epoch: 0 <= epoch < 2**32.
         purpose: What the draw is for.
     """
-    numbers = np.asarray(items).astype(np.uint64)
+    numbers = np.asarray(items).astype(np.uint64, copy=False)
     result = np.empty_like(numbers)
     for begin in range(0, len(numbers), _BLOCK):
         block = numbers[begin : begin + _BLOCK]
@@ -80,12 +85,12 @@ def below(limits: npt.ArrayLike, random: _Words) -> npt.NDArray[np.int64]:
 
 def permutation(num_items: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """A random order of the integers below `num_items`, int64 [shape=(num_items,)]."""
-    items = np.arange(num_items, dtype=np.uint64)
     # The item in the low bits makes every key distinct, so that the order does not depend on how NumPy sorts.
     mask = np.uint64((1 << num_items.bit_length()) - 1)
-    keys = bits(items, seed=seed, epoch=epoch, purpose=Purpose.SHUFFLE)
-    keys &= ~mask
-    keys |= items
+    keys = np.empty(num_items, np.uint64)
+    for begin in range(0, num_items, _BLOCK):  # so that nothing but the keys is in memory as a whole
+        items = np.arange(begin, min(begin + _BLOCK, num_items), dtype=np.uint64)
+        keys[begin : begin + _BLOCK] = bits(items, seed=seed, epoch=epoch, purpose=Purpose.SHUFFLE) & ~mask | items
     keys.sort()
     keys &= mask
-    return keys.astype(np.int64)
+    return keys.view(np.int64)

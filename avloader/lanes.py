@@ -20,18 +20,18 @@ from avloader.errors import AVLoaderError, SyncError
 from avloader.pipeline import ClipPipeline
 from avloader.reading import ReadBatch
 
-__all__ = ["Delivered", "Lane", "LaneFailedError"]
+__all__ = ["Finished", "Lane", "LaneFailedError"]
 
 _READY = 1  # finished batches that wait in a lane for their turn
 _PATIENCE = 10.0  # seconds that a closing lane has to finish what it is at
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
-    """A batch that left the graph.
+class Finished:
+    """Clips that left the graph.
 
     Attributes:
-        read: What was read for it.
+        read: What was read for them.
         tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
     """
 
@@ -48,20 +48,21 @@ class Lane:
 
     Args:
         make: Makes the pipeline; called in the lane's thread.
-        device_id: The GPU that the outputs are on, or None.
+        stream: Where the outputs are copied, or None if they are not on a GPU. One for all lanes: PyTorch gives memory
+            that was freed out again on the same stream only.
     """
 
-    def __init__(self, make: Callable[[], ClipPipeline], *, device_id: int | None) -> None:
-        self._ready: queue.Queue[Delivered | Exception] = queue.Queue(_READY)
+    def __init__(self, make: Callable[[], ClipPipeline], *, stream: torch.cuda.Stream | None) -> None:
+        self._ready: queue.Queue[Finished | Exception] = queue.Queue(_READY)
         self._stopped = threading.Event()
-        self._device_id = device_id
+        self._stream = stream
         self._pipe: ClipPipeline | None = None
         self._waits_since: float | None = None  # when it began to wait for DALI, if it does
         self._hangs = False
         self._thread = threading.Thread(target=self._work, args=(make,), name="avloader-lane", daemon=True)
         self._thread.start()
 
-    def take(self, stopped: threading.Event, timeout: float | None) -> Delivered:
+    def take(self, stopped: threading.Event, timeout: float | None) -> Finished:
         """The next batch.
 
         Args:
@@ -84,6 +85,11 @@ class Lane:
                 raise LaneFailedError(f"no batch came for {timeout:g} seconds")
         raise LaneFailedError("it was stopped")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread is at work."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """Take no further batch; `close` waits for the one that is under way."""
         self._stopped.set()
@@ -101,20 +107,29 @@ class Lane:
         num_delivered = 0
         try:
             self._pipe = pipe = make()
-            stream = torch.cuda.Stream(self._device_id) if self._device_id is not None else None
+            own_stream = None if self._stream is None else torch.cuda.Stream(self._stream.device)
             pipe.schedule_run()
             # One batch is waited for even if nobody wants it any more: the reader needs its file list until then.
             while pipe.has_batch and not (num_delivered and self._stopped.is_set()):
-                read, sound = pipe.oldest_batch, pipe.oldest_sound
+                read, sound, drawn = pipe.oldest_batch, pipe.oldest_sound, pipe.oldest_draws
                 self._waits_since = time.monotonic()
-                outputs = pipe.share_outputs(stream)
+                outputs = pipe.share_outputs(own_stream)
                 self._waits_since = None
-                tensors = _to_torch(pipe.output_names, outputs, len(read.clips), stream)
-                _compare_sound(tensors["audio"], sound, read)
+                with torch.cuda.stream(own_stream):  # DALI may first have to gather a batch
+                    views = _views(pipe.output_names, outputs, len(read.clips))
+                    if own_stream is not None:
+                        own_stream.synchronize()
+                # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do.
+                tensors = views if self._stream is None else _copied(views, self._stream)
+                with torch.cuda.stream(self._stream):  # on the default one it would wait for the training step
+                    _compare_sound(tensors["audio"], sound, read)
+                tensors |= drawn
+                pipe.release_augmented()
+                del views
                 pipe.release_outputs()
                 del outputs
                 num_delivered += 1
-                self._put(Delivered(read, tensors))
+                self._put(Finished(read, tensors))
                 if not self._stopped.is_set():
                     pipe.schedule_run()
         except AVLoaderError as error:
@@ -135,7 +150,7 @@ class Lane:
         else:
             pipe.shut_down()
 
-    def _put(self, item: Delivered | Exception) -> None:
+    def _put(self, item: Finished | Exception) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=0.1)
@@ -147,30 +162,34 @@ def _leave_alone(pipe: ClipPipeline) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipe))
 
 
-def _to_torch(
-    names: list[str], outputs: tuple[Any, ...], num_clips: int, stream: torch.cuda.Stream | None
-) -> dict[str, torch.Tensor]:
-    """DALI's outputs, but for the rows, as tensors that own their memory."""
-    if stream is None:
-        return {name: view[:num_clips] for name, view in _views(names, outputs).items()}
-    # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do with it, so
-    # it is copied into PyTorch's. The outputs are bound to the stream that copies, since DALI may first have to gather
-    # a batch, and are held until the copies are done.
+def _views(names: list[str], outputs: tuple[Any, ...], num_clips: int) -> dict[str, torch.Tensor]:
+    """DALI's outputs, but for the rows."""
+    return {
+        name: from_dlpack(output.as_tensor())[:num_clips] for name, output in zip(names[:-1], outputs, strict=False)
+    }
+
+
+def _copied(tensors: dict[str, torch.Tensor], stream: torch.cuda.Stream) -> dict[str, torch.Tensor]:
+    """The same in PyTorch's memory, copied to the end."""
     with torch.cuda.stream(stream):
-        views = _views(names, outputs)
-        tensors = {name: view[:num_clips].clone() for name, view in views.items()}
-        stream.synchronize()
-    return tensors
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        copied = torch.cuda.Event()
+        copied.record(stream)
+    copied.synchronize()
+    return copies
 
 
-def _compare_sound(audio: torch.Tensor, sound: npt.NDArray[np.float32], read: ReadBatch) -> None:
+def _compare_sound(audio: torch.Tensor, sound: npt.NDArray[np.float32] | torch.Tensor, read: ReadBatch) -> None:
     """Check that the sound that came out of DALI is the sound that was read for these clips.
 
     Raises:
         SyncError: If it is not: the memory of the batch was overwritten.
     """
-    expected = torch.from_numpy(sound).to(audio.device)
-    same = (audio.view(torch.int32) == expected.view(torch.int32)).all(dim=1).tolist()  # as bits: NaN equals itself
+    if audio.is_cuda:
+        expected = torch.as_tensor(sound).to(audio.device)
+        same = (audio.view(torch.int32) == expected.view(torch.int32)).all(dim=1).tolist()  # as bits: NaN equals itself
+    else:  # PyTorch's threads would take longer to wake than this takes
+        same = (audio.numpy().view(np.int32) == np.asarray(sound).view(np.int32)).all(axis=1).tolist()
     for clip, is_same in zip(read.clips, same, strict=True):
         if not is_same:
             raise SyncError(
@@ -179,7 +198,3 @@ def _compare_sound(audio: torch.Tensor, sound: npt.NDArray[np.float32], read: Re
                 row=clip.row,
                 remedy='Use decode="cpu"',
             )
-
-
-def _views(names: list[str], outputs: tuple[Any, ...]) -> dict[str, torch.Tensor]:
-    return {name: from_dlpack(output.as_tensor()) for name, output in zip(names[:-1], outputs, strict=False)}

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, ParamSpec, cast, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from avloader.engine import Engine, ReaderOptions
-from avloader.errors import ManifestError
+from avloader.augment.base import Node
+from avloader.augment.clips import ClipAugment
+from avloader.decoding import Decode, Decoding, DecodingOptions, choose_decoding, longest_span
+from avloader.engine import Delivered, Engine, ReaderOptions
+from avloader.errors import AVLoaderError, ManifestError
 from avloader.features import Feature, MelSpectrogram
-from avloader.lanes import Delivered
+from avloader.feed import Feed, PlannedBatch
 from avloader.manifest import Manifest
-from avloader.pipeline import GraphOptions, Normalize
-from avloader.plan import Clip, LastBatch, Plan, PlanOptions, Windows, batches, num_batches
-from avloader.reading import ClipRead, SoundWindow
+from avloader.offsets import OffsetRule
+from avloader.pictures import Color, Crop, Interpolation, PictureOptions
+from avloader.pipeline import AUGMENTATION, PER_CLIP_VARIANCE_FLOOR, GraphOptions, Normalize
+from avloader.plan import Clip, LastBatch, Plan, PlanOptions, SoundPlace, Windows
+from avloader.presets import Preset, find_preset
+from avloader.reading import ClipRead
 from avloader.timeline import round_half_up
-from avloader.workers import available_cores
 
 __all__ = ["AVBatch", "AVLoader", "SkippedClip"]
 
@@ -34,10 +41,10 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 _STATE_VERSION = 1
+_EXACT = 2**53  # integers up to here are exact as float64, and so their quotient is the float nearest to the exact one
+_Arguments = ParamSpec("_Arguments")
 _BATCHES_READY = 2  # finished batches that wait for the training loop
-_LANES = 8  # fill the seven NVDEC engines of an H200; more gains nothing
-_READER_TIMEOUT = 30.0  # seconds without a batch after which NVDEC's reader counts as hanging
-_SOUND_WORKERS = 8  # most processes that read sound where the GPU decodes the frames
+_READER_TIMEOUT = 30.0  # seconds without a piece after which NVDEC's reader counts as hanging
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,15 +52,22 @@ class AVBatch:
     """One batch: B clips of F frames with their sound.
 
     Attributes:
-        frames: Pictures [shape=(B, F, C, H, W)], RGB; float32 normalized, or uint8.
+        frames: Pictures [shape=(B, F, C, H, W)], RGB unless another `color` is asked for; float32 normalized, or uint8.
         audio: Sound [shape=(B, N)], float32, mono, at the loader's `sample_rate`; sample 0 belongs to frame 0.
-        spectrogram: Features of `audio` [shape=(B, bins, hops)], float32; None if the loader makes none.
+        spectrogram: Features of `audio` [shape=(B, bins, hops)], of `Segments` [shape=(B, S, bins, hops)], float32;
+            None if the loader makes none.
         label: Class ids [shape=(B,)], int64.
         row: Manifest rows [shape=(B,)], int64.
         frame_seconds: Presentation time of each frame on the media timeline [shape=(B, F)], float64.
         audio_start_seconds: Time of sample 0 on the media timeline [shape=(B,)], float64.
         audio_valid: Range [first, stop) of samples that exist in the media [shape=(B, 2)], int64; the others are zero.
-        offset_seconds: Offset put in on purpose [shape=(B,)], float64; 0: in sync; positive: sound leads.
+        offset_seconds: Offset put in on purpose [shape=(B,)], float64; 0: in sync; positive: sound leads; NaN: the
+            sound is another row's.
+        audio_row: Manifest rows whose sound it is [shape=(B,)], int64; `row`, but for `OtherClip`.
+        sync_label: What the loader's `offsets` rule calls the offset [shape=(B,); (B, F) for `AllPairs`], int64;
+            None without a rule.
+        augmentation: What `augment` drew for each clip, columns by the transform's name, such as
+            ``augmentation["Gain"]["gain_db"]``; None without it.
     """
 
     frames: torch.Tensor
@@ -65,13 +79,23 @@ class AVBatch:
     audio_start_seconds: torch.Tensor
     audio_valid: torch.Tensor
     offset_seconds: torch.Tensor
+    audio_row: torch.Tensor
+    sync_label: torch.Tensor | None = None
+    augmentation: dict[str, dict[str, torch.Tensor]] | None = None
 
     def __len__(self) -> int:
         """Clips in the batch."""
         return len(self.row)
 
+    @property
+    def pair_offset_seconds(self) -> torch.Tensor:
+        """Offset between picture i and the sound from the time of picture j on [shape=(B, F, F)], float64."""
+        start = self.frame_seconds + self.offset_seconds[:, None]
+        return start[:, None, :] - self.frame_seconds[:, :, None]
+
     def __repr__(self) -> str:
         lines = [f"  {name}: {_shape_text(tensor)}" for name, tensor in self._tensors()]
+        lines.append(f"  augmentation: {', '.join(self.augmentation) if self.augmentation else None}")
         return "\n".join(["AVBatch:", *lines])
 
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> AVBatch:
@@ -80,10 +104,26 @@ class AVBatch:
             name: None if tensor is None else tensor.to(device, non_blocking=non_blocking)
             for name, tensor in self._tensors()
         }
-        return AVBatch(**cast(dict[str, torch.Tensor], moved))
+        drawn = self.augmentation
+        if drawn is not None:
+            drawn = {
+                name: {key: column.to(device, non_blocking=non_blocking) for key, column in columns.items()}
+                for name, columns in drawn.items()
+            }
+        return AVBatch(**cast(dict[str, torch.Tensor], moved), augmentation=drawn)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of all tensors until `stream` has done what is queued on it by the time they go."""
+        for tensor in (self.frames, self.audio, self.spectrogram, self.row):  # the others share the memory of `row`
+            if tensor is not None:
+                tensor.record_stream(stream)
+        for columns in (self.augmentation or {}).values():
+            for column in columns.values():
+                if column.is_cuda:
+                    column.record_stream(stream)
 
     def _tensors(self) -> list[tuple[str, torch.Tensor | None]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "augmentation"]
 
 
 def _shape_text(tensor: torch.Tensor | None) -> str:
@@ -109,6 +149,18 @@ class SkippedClip:
     reason: str
 
 
+def _with_preset(init: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+    """`init` with the preset's options where none are given."""
+
+    @functools.wraps(init)
+    def init_with_preset(*args: _Arguments.args, **options: _Arguments.kwargs) -> None:
+        preset = options.get("preset")
+        given: dict[str, Any] = {} if preset is None else find_preset(cast(str, preset)).options
+        init(*args, **(given | options))
+
+    return init_with_preset
+
+
 class AVLoader:
     """Synchronized batches from a manifest.
 
@@ -123,32 +175,51 @@ class AVLoader:
 
     Args:
         manifest: An opened manifest, or the path of its folder.
+        preset: The input contract of a model, by name (`avloader presets` lists them): other defaults for what decides
+            about pictures and sound. None: those that are written here.
         batch_size: Clips of a batch on each rank, > 0.
         num_frames: Frames of a clip, > 0.
         stride: Source frames between two of them, > 0; with `fps`, steps of 1 / fps.
         fps: Deliver at this rate (a number, a `Fraction`, or text such as "30000/1001"): the nearest source frame to
             each instant. None: the source's own frames.
         size: (height, width), an int for both, or None for the stored size.
+        resize: What pictures are scaled to before `size` is cut out: (height, width), or an int: the shorter side, the
+            longer one in proportion. None: straight to `size`.
+        crop: Where `size` is cut out: "center", "random" (another place for each clip and epoch), "bottom".
+        color: "rgb", "bgr", or "grey" (one channel).
+        interpolation: "bilinear" or "bicubic".
         normalize: (mean, std) per channel in 0-255 units; "per_clip": each clip's own; None: uint8 frames.
         sample_rate: Of the delivered sound, > 0.
         audio_seconds: Length of the sound; None: as long as the frames last.
-        features: `MelSpectrogram`, `Spectrogram`, `MFCC`, or None for sound only.
+        offsets: A rule that puts sound out of sync on purpose and labels it: `OtherStart`, `AllPairs`, `GridOffsets`,
+            `BinaryOffsets`, `OtherClip`, `FixedOffsets`; None: every clip is in sync.
+        audio_from: Where the sound begins: "clip": with the clip's first frame; "row": with the row's first frame;
+            "around": somewhere, another place in each epoch, such that the frames lie in it. A feature whose scope is
+            the medium has it begin on its last column before that.
+        features: One of the features of sound such as `MelSpectrogram`, or None for sound only.
         clips: Windows of a row: "all", "first", "center", "random".
+        augment: A transform of `avloader.augment` or a group of them, keyed by `seed`, the epoch and the clip: sound
+            before its features, pictures before they are normalized. What would break sync is refused.
         shuffle: Another order in each epoch.
         seed: >= 0.
         rank: This process among `world_size`; None: from torch.distributed, else 0.
         world_size: Processes that share each epoch; None: from torch.distributed, else 1.
         last_batch: "partial": a short last batch; "drop": none.
         device: Where the batches are: "cpu", "gpu" (or "cuda:1"), "auto": a GPU if there is one.
-        decode: "nvdec": on the GPU's video engines; "cpu": in worker processes; "auto": NVDEC if every medium allows.
+        decode: "nvdec": on the GPU's video engines; "cpu": in worker processes; "auto": both side by side, each what it
+            can take.
+        cpu_share: With "auto", the part of the clips that NVDEC could decode which the CPU decodes, in [0, 1]; "auto":
+            as many as make both end at the same time. Which ones is fixed by the plan; colours differ slightly.
+        lanes: NVDEC's readers side by side, > 0; "auto": one more than the GPU has decoder engines.
+        memory_limit: Bytes of the GPU's memory for decoding, > 0; "auto": 6.5 GB, or half of what the GPU has.
         on_error: "raise": the first clip that cannot be read ends the epoch; "skip": it is left out and listed in
             `skipped`.
-        num_workers: Processes that read; None: one a core, or, if the GPU decodes, one for two cores, at most eight.
+        num_workers: Processes that decode and read sound; None: one a core, but for four cores where NVDEC decodes too.
         num_threads: Threads of the graph on the CPU.
 
     Attributes:
         manifest: The opened manifest.
-        engine: Which engine runs and why, as a sentence.
+        preset: The preset, or None.
         skipped: The clips that were left out.
 
     Raises:
@@ -156,27 +227,39 @@ class AVLoader:
         ManifestError: The manifest cannot be used, or not so.
     """
 
+    @_with_preset
     def __init__(
         self,
         manifest: Manifest | str | os.PathLike[str],
         *,
+        preset: str | Preset | None = None,
         batch_size: int,
         num_frames: int = 16,
         stride: int = 1,
         fps: float | str | Fraction | None = None,
         size: int | tuple[int, int] | None = (224, 224),
+        resize: int | tuple[int, int] | None = None,
+        crop: Crop = "center",
+        color: Color = "rgb",
+        interpolation: Interpolation = "bilinear",
         normalize: Normalize = (IMAGENET_MEAN, IMAGENET_STD),
         sample_rate: int = 16000,
         audio_seconds: float | str | Fraction | None = None,
+        offsets: OffsetRule | None = None,
+        audio_from: SoundPlace = "clip",
         features: Feature | None = MelSpectrogram(n_fft=512, hop_length=160, n_mels=80),  # noqa: B008 - frozen
         clips: Windows = "all",
+        augment: Node | None = None,
         shuffle: bool = False,
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
         last_batch: LastBatch = "partial",
         device: str | torch.device = "auto",
-        decode: Literal["auto", "nvdec", "cpu"] = "auto",
+        decode: Decode = "auto",
+        cpu_share: float | str | Fraction = "auto",
+        lanes: int | Literal["auto"] = "auto",
+        memory_limit: int | Literal["auto"] = "auto",
         on_error: Literal["raise", "skip"] = "raise",
         num_workers: int | None = None,
         num_threads: int = 2,
@@ -188,11 +271,14 @@ class AVLoader:
         _check_positive("num_threads", num_threads)
         if num_workers is not None:
             _check_positive("num_workers", num_workers)
+        for name, value in (("lanes", lanes), ("memory_limit", memory_limit)):
+            if value != "auto":
+                _check_positive(name, value, or_auto=True)
         _check_choice("last_batch", last_batch, get_args(LastBatch))
-        _check_choice("decode", decode, ("auto", "nvdec", "cpu"))
+        _check_choice("decode", decode, get_args(Decode))
         _check_choice("on_error", on_error, ("raise", "skip"))
         if features is not None and not isinstance(features, Feature):
-            raise TypeError(f"features={features!r} must be a Spectrogram, MelSpectrogram, MFCC, or None")
+            raise TypeError(f"features={features!r} must be a feature such as MelSpectrogram(...), or None")
         self._options = PlanOptions(
             num_frames=num_frames,
             stride=stride,
@@ -201,29 +287,58 @@ class AVLoader:
             shuffle=shuffle,
             seed=seed,
             audio_seconds=cast("Fraction | None", audio_seconds),
+            offsets=offsets,
+            audio_from=audio_from,
+            audio_grid=Fraction(features.grid, sample_rate) if features is not None and features.grid else None,
+            random_crop=crop == "random",
         )
         self._size = _checked_size(size)
-        self._normalize = _checked_normalize(normalize)
+        self._picture = PictureOptions(
+            size=self._size, resize=resize, crop=crop, color=color, interpolation=interpolation
+        )
+        self._normalize = _checked_normalize(normalize, self._picture.num_channels)
         self._rank, self._world_size = _checked_rank(rank, world_size)
         self._batch_size, self._last_batch, self._on_error = batch_size, last_batch, on_error
         self._sample_rate, self._features = sample_rate, features
         self._device = _checked_device(device)
+        self.preset = None if preset is None else find_preset(preset)
         self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.open(manifest)
         self.skipped: list[SkippedClip] = []
         self._epoch = 0
         self._start = 0  # where in the epoch a pass begins
         self._position = 0  # up to where the epoch was delivered
+        self._is_over = False  # whether the epoch's last batch was delivered
         self._pass = 0  # a number that changes when another pass, or another start of it, becomes the current one
         self._plan: Plan | None = None
-        self._media = [self.manifest.media(int(number)) for number in np.unique(self.manifest.media_id)]
-        self._uses_nvdec, self.engine = self._choose_engine(decode)
-        cores = available_cores()
-        self._num_workers = num_workers or (min(max(cores // 2, 1), _SOUND_WORKERS) if self._uses_nvdec else cores)
+        self._decoding_options = DecodingOptions(
+            decode=decode,
+            cpu_share=_checked_share(cpu_share),
+            lanes=lanes,
+            memory_limit=memory_limit,
+            num_workers=num_workers,
+        )
+        self._decoding = self._choose_decoding(self._decoding_options)
         self._num_threads = num_threads
         self._resources = _Resources()
         # Nobody closes a loader that is just dropped; the pool's thread would keep its processes for ever.
         weakref.finalize(self, self._resources.close)
+        self._augment = self._checked_augment(augment, self._current_plan())
         self._check_features(self._current_plan())  # so that what cannot work is said now
+
+    @property
+    def engine(self) -> str:
+        """What decodes what and why, as a sentence."""
+        return self._decoding.sentence
+
+    @property
+    def decoding(self) -> Decoding:
+        """The same for programs: routes, lanes, processes."""
+        return self._decoding
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self._device
 
     @property
     def fallbacks(self) -> list[str]:
@@ -232,49 +347,53 @@ class AVLoader:
 
     def __len__(self) -> int:
         """Batches that a whole epoch has on this rank."""
-        return num_batches(
-            len(self._current_plan()),
-            batch_size=self._batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-            last_batch=self._last_batch,
-        )
+        return self._feed(self._current_plan()).num_batches(self._current_plan())
 
     def __iter__(self) -> Iterator[AVBatch]:
         """The batches of this epoch, from its start or from where `load_state_dict` said.
 
-        A loader runs one pass at a time: the start of another ends the iterator of the one before.
+        A loader runs one pass at a time: the start of another ends the iterator of the one before. At the end of an
+        epoch the next one is being read already; `close` gives back what that holds.
         """
+        if self._is_over:  # by a training loop that counts batches and did not ask for the end
+            self.set_epoch(self._epoch + 1)
         resources = self._resources
-        resources.stop_run()
         plan, start, epoch = self._current_plan(), self._start, self._epoch
         self._position = start
         self._pass = this_pass = self._pass + 1
-        spans = batches(
-            len(plan),
-            batch_size=self._batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-            last_batch=self._last_batch,
-            start=start,
-        )
-        if resources.engine is None:
-            resources.engine = self._make_engine(plan)
-        num_samples = self._num_samples(plan)
-        reads = ([(clip, self._read(clip, num_samples)) for clip in map(plan.clip, span)] for span in spans)
-        run = _Run(resources.engine, reads)
-        resources.run = weakref.ref(run)
-        step = self._batch_size * self._world_size
-        with contextlib.closing(run):
-            for number, (batch_clips, delivered) in enumerate(run, start=1):
-                if self._pass == this_pass:
-                    self._position = min(start + number * step, len(plan))
-                batch = self._batch(batch_clips, delivered, epoch)
-                if batch is not None:
-                    yield batch
-            is_whole = self._pass == this_pass and not run.is_stopped
-        if is_whole:
+        feed = self._feed(plan)
+        if feed.num_batches(plan, start):
+            run = resources.run
+            if run is None or run.next != (epoch, start):
+                resources.stop_run()
+                if resources.engine is None:
+                    resources.engine = self._make_engine(plan)
+                pictures = _PictureAugment(self._augment, self._normalize) if self._augments_pictures else None
+                batches = feed.batches(plan, start)
+                run = resources.run = _Run(resources.engine, batches, (epoch, start), self._device, pictures)
+            is_whole = False
+            try:
+                for made in run.epoch():
+                    if self._pass == this_pass:
+                        self._position = made.planned.position
+                    self._report(made)
+                    is_whole = made.planned.is_last
+                    if self._pass == this_pass:
+                        self._is_over = is_whole
+                    if made.batch is not None:
+                        yield made.batch
+            finally:
+                if not is_whole:
+                    run.close()
+            if not is_whole:
+                return
+        if self._pass == this_pass:
             self.set_epoch(epoch + 1)
+
+    def planned(self) -> Iterator[PlannedBatch]:
+        """What the next pass and those after it deliver, without reading any of it."""
+        plan = self._current_plan()
+        return self._feed(plan).batches(plan, self._start)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass the start of `epoch`, >= 0."""
@@ -296,10 +415,13 @@ class AVLoader:
             "position": self._position,
             "manifest": self.manifest.fingerprint,
             "plan": self._plan_text(),
+            "cpu_share": str(self._decoding.cpu_share),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken: the next pass delivers the clips that had not been delivered.
+
+        With ``cpu_share="auto"`` the share that was chosen then is kept, so that the pictures are the same to the bit.
 
         Raises:
             ValueError: If the state is of another manifest or of options that give other clips.
@@ -313,6 +435,10 @@ class AVLoader:
                 raise ValueError(
                     f"the state was taken with another {key}: {state.get(key)!r}, but this loader has {own!r}"
                 )
+        share = Fraction(state.get("cpu_share", self._decoding.cpu_share))
+        if self._decoding_options.cpu_share == "auto" and self._decoding.nvdec_sizes and share < 1:
+            self._decoding = self._choose_decoding(replace(self._decoding_options, cpu_share=share))
+            self.close()
         self._go_to(int(state["epoch"]), int(state["position"]))
 
     def close(self) -> None:
@@ -334,13 +460,28 @@ class AVLoader:
     def _go_to(self, epoch: int, position: int) -> None:
         """Make the next pass begin at `position` of `epoch`; a pass that is under way no longer counts."""
         self._epoch, self._start, self._position = epoch, position, position
+        self._is_over = False
         self._pass += 1
 
     def _current_plan(self) -> Plan:
         if self._plan is None or self._plan.epoch != self._epoch:
-            self._plan = Plan(self.manifest, self._options, epoch=self._epoch)
+            old, self._plan = self._plan, None
+            self._plan = (
+                old.of_epoch(self._epoch) if old is not None else Plan(self.manifest, self._options, epoch=self._epoch)
+            )
             self._report_short_rows(self._plan)
         return self._plan
+
+    def _checked_augment(self, augment: Node | None, plan: Plan) -> ClipAugment | None:
+        if augment is None:
+            return None
+        options = self._options
+        fps = None
+        if plan.clip_seconds is not None and options.audio_from == "clip":
+            fps = float(options.num_frames / plan.clip_seconds)
+        return ClipAugment(
+            augment, seed=options.seed, num_frames=options.num_frames, fps=fps, color=self._picture.color
+        )
 
     def _check_features(self, plan: Plan) -> None:
         if self._features is None:
@@ -358,179 +499,305 @@ class AVLoader:
         if not len(plan.short_rows):
             return
         example = plan.short_rows[0]
-        row = self.manifest.row(example.row)
         if self._on_error == "raise":
             raise ManifestError(
                 f"{len(plan.short_rows)} of {len(self.manifest)} rows are too short: this one has {example.num_frames} "
                 f"frames, but a clip spans {example.needed_frames}",
-                path=row.path,
+                path=self._path_of_row(example.row),
                 row=example.row,
                 remedy='Lower num_frames or stride, or use on_error="skip" to leave such rows out',
             )
         for short in plan.short_rows:
             reason = f"too short: {short.num_frames} frames, but a clip spans {short.needed_frames}"
-            self.skipped.append(SkippedClip(self._epoch, short.row, self.manifest.row(short.row).path, reason))
+            self.skipped.append(SkippedClip(self._epoch, short.row, self._path_of_row(short.row), reason))
 
-    def _choose_engine(self, decode: str) -> tuple[bool, str]:
-        """Whether NVDEC decodes, and the sentence that says why."""
-        on_gpu = self._device.type == "cuda"
-        where = f"the graph runs on {'GPU' if on_gpu else 'the CPU'}" + (f" {self._device.index}" if on_gpu else "")
-        reason = self._nvdec_refusal()
-        if decode == "nvdec":
-            if not on_gpu:
-                raise ValueError(f'decode="nvdec" needs a GPU, but device is {str(self._device)!r}')
-            if reason:
-                raise ManifestError(
-                    f"NVDEC's reader cannot take {reason}",
-                    path=self.manifest.path,
-                    remedy='Use decode="auto" or "cpu", or encode the media as H.264 mp4 of one size and constant rate',
-                )
-            return True, f"NVDEC decodes as asked; {where}"
-        if decode == "cpu":
-            return False, f"the CPU decodes as asked; {where}"
-        if not on_gpu:
-            return False, f"the CPU decodes because there is no GPU in use; {where}"
-        if reason:
-            return False, f"the CPU decodes because NVDEC's reader cannot take {reason}; {where}"
-        return True, f"NVDEC decodes because its reader can take every medium; {where}"
+    def _path_of_row(self, row: int) -> str:
+        return self.manifest.media(int(self.manifest.media_id[row])).path
 
-    def _nvdec_refusal(self) -> str:
-        """What NVDEC's reader cannot take of the media; "" if it can take them."""
-        refused = [medium for medium in self._media if medium.nvdec_reason]
-        if refused:
-            example = refused[0]
-            return (
-                f"{len(refused)} of {len(self._media)} media ({os.path.basename(example.path)}: {example.nvdec_reason})"
-            )
-        sizes = sorted({(medium.video.width, medium.video.height) for medium in self._media if medium.video})
-        if len(sizes) > 1:  # seen on an H200: frames of one size were written past a buffer made for another
-            (width, height), (other_width, other_height) = sizes[:2]
-            return f"pictures of {len(sizes)} sizes in one list ({width}x{height}, {other_width}x{other_height} ...)"
-        return ""
+    def _choose_decoding(self, options: DecodingOptions) -> Decoding:
+        height, width = self._size or self._stored_size()
+        bytes_of_value = 1 if self._normalize is None else 4
+        return choose_decoding(
+            self.manifest,
+            options,
+            device=self._device,
+            batch_size=self._batch_size,
+            reader_frames=self._reader_options().span,
+            output_bytes=self._options.num_frames * height * width * self._picture.num_channels * bytes_of_value,
+        )
 
-    def _make_engine(self, plan: Plan) -> Engine:
+    def _reader_options(self) -> ReaderOptions:
         options = self._options
-        graph = GraphOptions(
-            num_frames=options.num_frames,
-            size=self._size,
-            normalize=self._normalize,
+        if options.fps is None:
+            return ReaderOptions(options.num_frames, options.stride, rearrange=False, timeout=_READER_TIMEOUT)
+        span = longest_span(self.manifest, options.num_frames, options.stride, options.fps)
+        return ReaderOptions(span, 1, rearrange=True, timeout=_READER_TIMEOUT)
+
+    def _feed(self, plan: Plan) -> Feed:
+        return Feed(
+            manifest=self.manifest,
+            options=self._options,
+            batch_size=self._batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            last_batch=self._last_batch,
+            sample_rate=self._sample_rate,
+            num_samples=self._num_samples(plan),
+            context=self._graph(plan).context,
+            picture=self._picture,
+            nvdec_sizes=self._decoding.nvdec_sizes,
+            cpu_share=self._decoding.cpu_share,
+        )
+
+    def _graph(self, plan: Plan) -> GraphOptions:
+        return GraphOptions(
+            num_frames=self._options.num_frames,
+            picture=self._picture,
+            normalize=None if self._augments_pictures else self._normalize,
             sample_rate=self._sample_rate,
             num_samples=self._num_samples(plan),
             features=self._features,
+            augment=self._augment if self._augment is not None and self._augment.has_sound else None,
         )
-        reader = None
-        if self._uses_nvdec:
-            picked = options.fps is not None
-            reader = ReaderOptions(
-                num_frames=self._longest_span() if picked else options.num_frames,
-                stride=1 if picked else options.stride,
-                rearrange=picked,
-                lanes=_LANES,
-                timeout=_READER_TIMEOUT,
-            )
+
+    def _make_engine(self, plan: Plan) -> Engine:
         return Engine(
-            graph,
-            reader=reader,
+            self._graph(plan),
+            routes=self._decoding.routes,
+            reader=self._reader_options(),
             frame_size=self._size or self._stored_size(),
             batch_size=self._batch_size,
             device="gpu" if self._device.type == "cuda" else "cpu",
             device_id=self._device.index or 0,
-            num_workers=self._num_workers,
+            num_workers=self._decoding.num_workers,
             num_threads=self._num_threads,
         )
+
+    @property
+    def _augments_pictures(self) -> bool:
+        return self._augment is not None and self._augment.has_pictures
 
     def _num_samples(self, plan: Plan) -> int:
         return max(round_half_up(plan.audio_seconds * self._sample_rate), 1)
 
-    def _longest_span(self) -> int:
-        """Source frames from the first to the last of a clip at `fps`, at most."""
-        assert self._options.fps is not None
-        seconds = (self._options.num_frames - 1) * self._options.stride / self._options.fps
-        rates = [medium.video.average_rate for medium in self._media if medium.video is not None]
-        return 2 + round_half_up(seconds * max(rates))
-
     def _stored_size(self) -> tuple[int, int]:
-        sizes = {(medium.video.height, medium.video.width): medium for medium in self._media if medium.video}
-        if len(sizes) > 1:
-            (one, first), (other, second) = list(sizes.items())[:2]
+        pictures, used = self.manifest.media_pictures, self.manifest.used_media
+        width, height = pictures.width[used], pictures.height[used]
+        others = np.flatnonzero((width != width[0]) | (height != height[0]))
+        if len(others):
+            other = others[0]
             raise ManifestError(
-                f"size=None keeps the stored size, but it is {other[1]}x{other[0]} here and {one[1]}x{one[0]} in "
-                f"{first.path}",
-                path=second.path,
+                f"size=None keeps the stored size, but it is {width[other]}x{height[other]} here and "
+                f"{width[0]}x{height[0]} in {self.manifest.media(int(used[0])).path}",
+                path=self.manifest.media(int(used[other])).path,
                 remedy="Give size=(height, width)",
             )
-        return next(iter(sizes))
+        return int(height[0]), int(width[0])
 
-    def _read(self, clip: Clip, num_samples: int) -> ClipRead:
-        """The clip with everything that an engine needs looked up."""
-        sound = SoundWindow.at(
-            self.manifest.media(clip.audio_id),
-            clip.audio_start,
-            num_samples=num_samples,
-            sample_rate=self._sample_rate,
-        )
-        return ClipRead(clip.row, self.manifest.media(clip.media_id), clip.frames, sound)
-
-    def _batch(self, clips: Sequence[Clip], delivered: Delivered, epoch: int) -> AVBatch | None:
-        """What the training loop gets; None if every clip of it failed."""
-        read, tensors = delivered.read, delivered.tensors
-        for place, error in read.errors.items():
+    def _report(self, made: _Made) -> None:
+        for place, error in made.errors.items():
             if self._on_error == "raise":
                 raise error
-            clip = read.clips[place]
-            self.skipped.append(SkippedClip(epoch, clip.row, error.path or clip.media.path, error.cause))
-        kept = [place for place in range(len(clips)) if place not in read.errors]
-        if not kept:
-            return None
-        if len(kept) < len(clips):
-            tensors = {name: tensor[kept] for name, tensor in tensors.items()}
-        windows = [read.clips[place].sound for place in kept]
-        facts = {
-            "label": torch.tensor([clips[place].label for place in kept]),
-            "row": torch.tensor([clips[place].row for place in kept]),
-            "frame_seconds": torch.tensor([_frame_seconds(read.clips[place]) for place in kept], dtype=torch.float64),
-            "audio_start_seconds": torch.tensor(
-                [float(window.start_seconds) for window in windows], dtype=torch.float64
-            ),
-            "audio_valid": torch.tensor([read.valid[place] for place in kept]),
-            "offset_seconds": torch.tensor([float(clips[place].offset_seconds) for place in kept], dtype=torch.float64),
-        }
-        if self._device.type == "cuda":
-            facts = {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in facts.items()}
-            for tensor in tensors.values():
-                tensor.record_stream(torch.cuda.current_stream(self._device))
-        return AVBatch(
-            frames=tensors["frames"], audio=tensors["audio"], spectrogram=tensors.get("spectrogram"), **facts
-        )
+            clip = made.planned.reads[place]
+            self.skipped.append(SkippedClip(made.planned.epoch, clip.row, error.path or clip.media.path, error.cause))
 
 
-def _frame_seconds(clip: ClipRead) -> list[float]:
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A batch as it is handed to the training loop.
+
+    Attributes:
+        planned: What was planned.
+        batch: Its clips that could be read; None if none could.
+        errors: What went wrong, by place in the batch.
+        stream: The stream that it was made for.
+    """
+
+    planned: PlannedBatch
+    batch: AVBatch | None
+    errors: dict[int, AVLoaderError]
+    stream: torch.cuda.Stream | None
+
+
+def _made(
+    planned: PlannedBatch,
+    delivered: Delivered,
+    stream: torch.cuda.Stream | None,
+    user: torch.cuda.Stream | None,
+    pictures: _PictureAugment | None,
+) -> _Made:
+    """The batch, finished: whatever the GPU has to do for it, on `stream`, is done; to be used on stream `user`."""
+    with torch.cuda.stream(stream):
+        batch = _batch(planned, delivered, stream, pictures)
+    if stream is not None:
+        stream.synchronize()
+    if batch is not None and user is not None:
+        batch.record_stream(user)
+    return _Made(planned, batch, delivered.errors, user)
+
+
+def _batch(
+    planned: PlannedBatch,
+    delivered: Delivered,
+    stream: torch.cuda.Stream | None,
+    pictures: _PictureAugment | None,
+) -> AVBatch | None:
+    clips, tensors = planned.clips, delivered.tensors
+    kept = [place for place in range(len(clips)) if place not in delivered.errors]
+    if not kept:
+        return None
+    if len(kept) < len(clips):
+        tensors = {name: tensor[kept] for name, tensor in tensors.items()}
+    facts = _facts(planned, delivered, kept, None if stream is None else stream.device)
+    drawn: dict[str, dict[str, torch.Tensor]] = {}
+    for key, column in tensors.items():
+        if key.startswith(AUGMENTATION):
+            _, name, own = key.split("\n")
+            drawn.setdefault(name, {})[own] = column
+    frames = tensors["frames"]
+    if pictures is not None:
+        frames, more = pictures(frames, [planned.reads[place] for place in kept])
+        for name, columns in more.items():
+            drawn[name] = drawn.get(name, {}) | columns
+    return AVBatch(
+        frames=frames,
+        audio=tensors["audio"],
+        spectrogram=tensors.get("spectrogram"),
+        augmentation=drawn or None,
+        **facts,
+    )
+
+
+class _PictureAugment:
+    """What happens to pictures after the graph: they are augmented, then normalized."""
+
+    def __init__(self, augment: ClipAugment | None, normalize: Normalize) -> None:
+        assert augment is not None
+        self._augment, self._normalize = augment, normalize
+
+    def __call__(
+        self, frames: torch.Tensor, clips: Sequence[ClipRead]
+    ) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+        frames, drawn = self._augment.pictures(frames, clips)
+        if self._normalize is None:
+            return frames, drawn
+        if self._normalize == "per_clip":
+            mean, std = _per_clip_statistics(frames)
+        else:
+            mean, std = (torch.tensor(values, device=frames.device).view(1, 1, -1, 1, 1) for values in self._normalize)
+        return (frames - mean).div_(std), drawn
+
+
+def _per_clip_statistics(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each channel of each clip [shape=(B, 1, C, 1, 1)], from exact sums."""
+    whole = frames.to(torch.int32)
+    count = frames[0, :, 0].numel()
+    total = whole.sum(dim=(1, 3, 4), keepdim=True).double()
+    squares = (whole * whole).sum(dim=(1, 3, 4), keepdim=True).double()
+    mean = total / count
+    variance = squares / count - mean * mean
+    return mean.float(), (variance + PER_CLIP_VARIANCE_FLOOR).sqrt().float()
+
+
+def _facts(
+    planned: PlannedBatch, delivered: Delivered, kept: Sequence[int], device: torch.device | None
+) -> dict[str, torch.Tensor]:
+    """What a batch says of its clips: views of one block of memory, so that one copy brings all to the device."""
+    clips, reads = [planned.clips[place] for place in kept], [planned.reads[place] for place in kept]
+    columns: dict[str, npt.NDArray[Any]] = {
+        "label": np.array([clip.label for clip in clips], np.int64),
+        "row": np.array([clip.row for clip in clips], np.int64),
+        "frame_seconds": np.stack([_frame_seconds(read) for read in reads]),
+        "audio_start_seconds": np.array([float(read.sound.start_seconds) for read in reads]),
+        "audio_valid": np.array([_delivered_range(delivered, place) for place in kept], np.int64),
+        "offset_seconds": np.array([_offset(clip) for clip in clips]),
+        "audio_row": np.array([clip.audio_row for clip in clips], np.int64),
+    }
+    if clips[0].sync_label is not None:
+        columns["sync_label"] = np.array([clip.sync_label for clip in clips])
+    block = torch.from_numpy(np.concatenate([column.reshape(-1).view(np.int64) for column in columns.values()]))
+    if device is not None:
+        block = block.to(device)
+    facts: dict[str, torch.Tensor] = {}
+    for name, column in columns.items():
+        part, block = block[: column.size], block[column.size :]
+        facts[name] = (part if column.dtype == np.int64 else part.view(torch.float64)).view(column.shape)
+    return facts
+
+
+def _offset(clip: Clip) -> float:
+    return math.nan if clip.offset_seconds is None else float(clip.offset_seconds)
+
+
+def _delivered_range(delivered: Delivered, place: int) -> tuple[int, int]:
+    """Which of a clip's delivered samples exist in the medium; more may have been read, for the features."""
+    before, num_samples = delivered.clips[place].sound.before, delivered.tensors["audio"].shape[1]
+    first, stop = (min(max(index - before, 0), num_samples) for index in delivered.valid[place])
+    return (first, stop) if first < stop else (0, 0)
+
+
+def _frame_seconds(clip: ClipRead) -> npt.NDArray[np.float64]:
     """Media times of a clip's frames, each the float nearest to the exact value."""
     times = clip.video.times
     tick, origin = times.time_base, times.origin
     scale = tick.numerator * origin.denominator
     shift = origin.numerator * tick.denominator
     unit = tick.denominator * origin.denominator
-    return [(pts * scale - shift) / unit for pts in times.pts_of(clip.frames).tolist()]
+    pts = times.pts_of(clip.frames)
+    if max(abs(int(pts[0])), abs(int(pts[-1]))) * scale + abs(shift) < _EXACT and unit < _EXACT:
+        return (pts * scale - shift) / unit
+    return np.array([(value * scale - shift) / unit for value in pts.tolist()])
 
 
 class _Run:
-    """One pass: the engine works in a thread of its own, the training loop takes finished batches."""
+    """Batches of epoch after epoch: made in a thread of their own, taken by the training loop.
 
-    def __init__(self, engine: Engine, batches: Iterator[list[tuple[Clip, ClipRead]]]) -> None:
-        self._ready: queue.Queue[tuple[list[Clip], Delivered] | Exception | None] = queue.Queue(_BATCHES_READY)
+    Attributes:
+        next: The epoch, and the position in it, that the next pass can begin at; None while there is a pass.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        batches: Iterator[PlannedBatch],
+        start: tuple[int, int],
+        device: torch.device,
+        pictures: _PictureAugment | None,
+    ) -> None:
+        self.next: tuple[int, int] | None = start
+        self._pictures = pictures
+        self._device = device if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        self._use_stream()
+        self._ready: queue.Queue[_Made | Exception | None] = queue.Queue(_BATCHES_READY)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(engine, batches), name="avloader", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[tuple[list[Clip], Delivered]]:
+    def epoch(self) -> Iterator[_Made]:
+        """What is left of the epoch that `next` names."""
+        self.next = None
         while True:
             item = self._ready.get()
             if item is None:
                 return
             if isinstance(item, Exception):
                 raise item
+            planned = item.planned
+            if planned.is_last:
+                self.next = planned.epoch + 1, 0
+            stream = self._use_stream()
+            if item.batch is not None and stream is not None and stream != item.stream:
+                item.batch.record_stream(stream)
             yield item
+            if planned.is_last:
+                return
+
+    def _use_stream(self) -> torch.cuda.Stream | None:
+        """The stream of the training loop, whose thread this is called in."""
+        if self._device is not None:
+            self._stream = torch.cuda.current_stream(self._device)
+        return self._stream
 
     @property
     def is_stopped(self) -> bool:
@@ -548,24 +815,27 @@ class _Run:
                 self._ready.get_nowait()
         self._ready.put(None)
 
-    def _work(self, engine: Engine, batches: Iterator[list[tuple[Clip, ClipRead]]]) -> None:
-        pending: deque[list[Clip]] = deque()
+    def _work(self, engine: Engine, batches: Iterator[PlannedBatch]) -> None:
+        pending: deque[PlannedBatch] = deque()
 
         def reads() -> Iterator[list[ClipRead]]:
             for batch in batches:
-                pending.append([clip for clip, _ in batch])
-                yield [read for _, read in batch]
+                pending.append(batch)
+                yield batch.reads
 
         try:
+            stream = None if self._device is None else torch.cuda.Stream(self._device)
             with contextlib.closing(engine.run(reads(), self._stopped)) as run:  # type: ignore[type-var]
                 for delivered in run:
-                    if not self._put((pending.popleft(), delivered)):
+                    # For the training loop's stream as it was: if the loop did it, it would hand this thread Python's
+                    # lock just when it wants to go on.
+                    if not self._put(_made(pending.popleft(), delivered, stream, self._stream, self._pictures)):
                         return
             self._put(None)
         except Exception as error:
             self._put(error)
 
-    def _put(self, item: tuple[list[Clip], Delivered] | Exception | None) -> bool:
+    def _put(self, item: _Made | Exception | None) -> bool:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=0.1)
@@ -578,13 +848,12 @@ class _Resources:
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
-        self.run: weakref.ref[_Run] | None = None
+        self.run: _Run | None = None
 
     def stop_run(self) -> None:
-        """End the pass that is under way."""
-        run = self.run() if self.run is not None else None
-        if run is not None:
-            run.close()
+        """End what is under way."""
+        if self.run is not None:
+            self.run.close()
         self.run = None
 
     def close(self) -> None:
@@ -595,16 +864,32 @@ class _Resources:
             self.engine = None
 
 
-def _check_positive(name: str, value: object) -> None:
+def _check_positive(name: str, value: object, *, or_auto: bool = False) -> None:
+    other = ', or "auto"' if or_auto else ""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be an int")
+        raise TypeError(f"{name}={value!r} must be an int{other}")
     if value < 1:
-        raise ValueError(f"{name}={value} must be 1 or more")
+        raise ValueError(f"{name}={value} must be 1 or more{other}")
 
 
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+
+
+def _checked_share(share: object) -> Fraction | Literal["auto"]:
+    if share == "auto":
+        return "auto"
+    message = f'cpu_share={share!r} must be in [0, 1], or "auto"'
+    if not isinstance(share, (int, float, str, Fraction)) or isinstance(share, bool):
+        raise TypeError(message)
+    try:
+        exact = Fraction(share).limit_denominator(1000)
+    except (ValueError, OverflowError):
+        raise ValueError(message) from None
+    if not 0 <= exact <= 1:
+        raise ValueError(message)
+    return exact
 
 
 def _checked_size(size: object) -> tuple[int, int] | None:
@@ -618,17 +903,19 @@ def _checked_size(size: object) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def _checked_normalize(normalize: object) -> Normalize:
+def _checked_normalize(normalize: object, num_channels: int) -> Normalize:
     if normalize is None or normalize == "per_clip":
         return cast(Normalize, normalize)
-    message = f'normalize={normalize!r} must be (mean, std) with three numbers each, "per_clip", or None'
+    count = "three numbers" if num_channels == 3 else "one number"
+    message = f'normalize={normalize!r} must be (mean, std) with {count} each, "per_clip", or None'
     if not isinstance(normalize, Sequence) or isinstance(normalize, str) or len(normalize) != 2:
         raise TypeError(message)
     try:
         mean, std = (tuple(float(value) for value in channel) for channel in normalize)
     except (TypeError, ValueError):
         raise TypeError(message) from None
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+    is_complete = len(mean) == len(std) == num_channels
+    if not is_complete or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise ValueError(f"{message}; all finite, every std above 0")
     return mean, std
 

@@ -9,8 +9,8 @@ import os
 import re
 import stat
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,14 +21,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avloader import records
 from avloader.annotations import Annotation, BadAnnotation, read_annotations
+from avloader.distribute import check_engine
 from avloader.errors import ManifestError, MediaError
 from avloader.folders import new_folder
-from avloader.media import MediaInfo, Prober, VideoInfo
+from avloader.media import MediaInfo, VideoInfo
+from avloader.probing import ProbedMedia, probe_all
 from avloader.tables import (
     FOLDER_ENTRIES,
     MEDIA_PER_CHUNK,
@@ -37,13 +37,20 @@ from avloader.tables import (
     TABLES,
     Resolved,
     TableWriter,
-    end_of_frame,
     file_digest,
+    read_schema,
 )
 from avloader.timeline import FrameTimes, seconds_to_text
-from avloader.workers import WorkerDied, WorkerPool, available_cores
 
-__all__ = ["SCHEMA_VERSION", "Manifest", "ManifestRow", "MediaRates", "build_manifest"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Manifest",
+    "ManifestRow",
+    "MediaPictures",
+    "MediaRates",
+    "build_manifest",
+    "write_manifest",
+]
 
 _REBUILD = "Build the manifest again"
 _FACTS = {
@@ -55,7 +62,8 @@ _FACTS = {
     "fingerprint": str,
     "files": dict,
 }
-_MEDIA_OF_A_WORKER = 64  # for fewer media a process does not pay
+_MEDIA_AT_OPEN = 4096  # compared with the files when a manifest is opened; every one is when it is read
+_MEDIA_IN_MEMORY = 4096
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 _Int64 = npt.NDArray[np.int64]
@@ -70,7 +78,7 @@ class ManifestRow:
         row: Its number in the manifest.
         path: Absolute path of the medium.
         audio_path: Absolute path of the sound: the medium itself or a side-car file.
-        media_id, audio_id: Rows of ``media.parquet``.
+        media_id, audio_id: Rows of ``media.arrow``.
         first_frame, stop_frame: The frames [first_frame, stop_frame) of the medium.
         start_seconds, stop_seconds: Media time of the first frame and of the end of the last one.
         audio_start_sample: Sample that sounds with the first frame, counted from sample 0 of the sound at its own rate;
@@ -119,6 +127,20 @@ class MediaRates:
     frame_seconds: list[Fraction | None]
 
 
+@dataclass(frozen=True, eq=False)
+class MediaPictures:
+    """The pictures of all media.
+
+    Attributes:
+        width, height: int64 [shape=(num_media,)]; 0: the medium has no picture.
+        nvdec: bool [shape=(num_media,)], whether DALI's video reader on the GPU can take the medium.
+    """
+
+    width: _Int64
+    height: _Int64
+    nvdec: npt.NDArray[np.bool_]
+
+
 class Manifest:
     """An opened manifest folder. Columns are read when first asked for; picklable by its path.
 
@@ -145,8 +167,7 @@ class Manifest:
         self.num_rejected = facts["num_rejected"]
         self._facts = facts
         self._lock = threading.Lock()
-        self._media_chunk = functools.lru_cache(maxsize=64)(self._read_media_chunk)
-        self._media = functools.lru_cache(maxsize=65536)(self._decode_media)
+        self._media = functools.lru_cache(maxsize=_MEDIA_IN_MEMORY)(self._decode_media)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, check_media: bool = True) -> Manifest:
@@ -154,7 +175,9 @@ class Manifest:
 
         Args:
             path: A folder that `build_manifest` wrote.
-            check_media: Compare size and modification time of every medium with what was recorded.
+            check_media: Compare size and modification time of media with what was recorded: of all, or of 4096 spread
+                evenly if there are more. A loader compares every medium again when it reads it; `changed_media` and
+                ``avloader check`` compare all.
 
         Raises:
             ManifestError: Missing, of another schema version, tampered or truncated, or media changed.
@@ -162,7 +185,7 @@ class Manifest:
         manifest = cls(os.path.abspath(path), _read_facts(os.path.abspath(path)))
         manifest.check_tables()
         if check_media:
-            for media_id, what in manifest.changed_media():
+            for media_id, what in manifest.changed_media(at_most=_MEDIA_AT_OPEN):
                 raise ManifestError(
                     what,
                     path=manifest.media(media_id).path,
@@ -184,13 +207,19 @@ class Manifest:
 
     @functools.cached_property
     def media_id(self) -> _Int64:
-        """Row of ``media.parquet`` that holds the picture."""
+        """Row of ``media.arrow`` that holds the picture."""
         return self.column("media_id")
 
     @functools.cached_property
+    def used_media(self) -> _Int64:
+        """The media that hold the picture of a row, ascending."""
+        return np.flatnonzero(np.bincount(self.media_id, minlength=self.num_media))
+
+    @functools.cached_property
     def audio_id(self) -> _Int64:
-        """Row of ``media.parquet`` that holds the sound."""
-        return self.column("audio_id")
+        """Row of ``media.arrow`` that holds the sound."""
+        own = self.column("audio_id")
+        return self.media_id if np.array_equal(own, self.media_id) else own  # without side-cars one array for both
 
     @functools.cached_property
     def first_frame(self) -> _Int64:
@@ -215,13 +244,19 @@ class Manifest:
     def column(self, name: str) -> _Int64:
         """An integer column of ``clips.parquet``, read-only."""
         with self._damage("clips.parquet"):
-            table = pq.read_table(os.path.join(self.path, "clips.parquet"), columns=[name])
-            values = table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
-        return _read_only(values)
+            values = np.empty(len(self), np.int64)
+            end = 0
+            with pq.ParquetFile(os.path.join(self.path, "clips.parquet"), memory_map=True) as file:
+                for batch in file.iter_batches(ROWS_PER_CHUNK, columns=[name]):
+                    begin, end = end, end + len(batch)
+                    values[begin:end] = batch.column(0).to_numpy()
+        if end and (values == values[0]).all():
+            return np.broadcast_to(values[0], end)  # takes no memory
+        return _read_only(values[:end])
 
     @property
     def num_media(self) -> int:
-        """Rows of ``media.parquet``."""
+        """Rows of ``media.arrow``."""
         return int(self._facts["num_media"])
 
     @property
@@ -241,13 +276,36 @@ class Manifest:
     @functools.cached_property
     def media_rates(self) -> MediaRates:
         """How the frames of all media are spaced."""
-        return _media_rates(self._media_columns("frame_rate", "average_rate", "times.time_base", "times.step_pts"))
+        names = ("frame_rate",), ("average_rate",), ("times", "time_base"), ("times", "step_pts")
+        return _media_rates(
+            self._media_column("constant_times"), *(self._media_column("video", *each) for each in names)
+        )
+
+    @functools.cached_property
+    def media_pictures(self) -> MediaPictures:
+        """The pictures of all media."""
+        width, height = (
+            pa.compute.fill_null(self._media_column("video", name), 0).to_numpy() for name in ("width", "height")
+        )
+        nvdec = pa.compute.equal(self._media_column("nvdec_reason"), "").to_numpy(zero_copy_only=False)
+        return MediaPictures(_read_only(width), _read_only(height), nvdec)
 
     def row(self, row: int) -> ManifestRow:
         """One row, for people and for error messages; `plan` uses the columns."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside [0, {len(self)})")
-        values = self._clips_row(row)
+        return self._manifest_row(row, self._clips_row(row))
+
+    def rows(self) -> Iterator[ManifestRow]:
+        """All rows in order, a part of the table in memory at a time."""
+        number = 0
+        with self._damage("clips.parquet"):
+            for batch in pq.ParquetFile(os.path.join(self.path, "clips.parquet")).iter_batches():
+                for values in batch.to_pylist():
+                    yield self._manifest_row(number, values)
+                    number += 1
+
+    def _manifest_row(self, row: int, values: dict[str, Any]) -> ManifestRow:
         medium, sound = self.media(values["media_id"]), self.media(values["audio_id"])
         times = _video(medium).times
         return ManifestRow(
@@ -259,7 +317,7 @@ class Manifest:
             first_frame=values["first_frame"],
             stop_frame=values["stop_frame"],
             start_seconds=times.seconds(values["first_frame"]),
-            stop_seconds=end_of_frame(times, values["stop_frame"] - 1),
+            stop_seconds=times.pts_to_media_time(times.end_pts(values["stop_frame"] - 1)),
             audio_start_sample=values["audio_start_sample"],
             audio_num_samples=values["audio_num_samples"],
             label=values["label"],
@@ -283,36 +341,46 @@ class Manifest:
         Raises:
             ManifestError: If one is missing, truncated or changed.
         """
-        for name, recorded in self._facts["files"].items():
-            path = os.path.join(self.path, name)
-            try:
-                size = os.stat(path).st_size
-                is_same = not (texts or name in TABLES) or file_digest(path) == recorded["sha256"]
-            except FileNotFoundError:
-                raise ManifestError("this file of the manifest is missing", path=path, remedy=_REBUILD) from None
-            except OSError as error:
-                raise _cannot_be_read(path, error) from error
-            if size != recorded["size"]:
-                raise ManifestError(
-                    f"it has {size} bytes, {recorded['size']} were written", path=path, remedy=_REBUILD, code="damaged"
-                )
-            if not is_same:
-                raise ManifestError("its content was changed", path=path, remedy=_REBUILD, code="damaged")
+        files = self._facts["files"]
+        with ThreadPoolExecutor(len(files)) as pool:  # hashing needs no GIL
+            for _ in pool.map(lambda name: self._check_file(name, read=texts or name in TABLES), files):
+                pass
         for name, schema in TABLES.items():
             path = os.path.join(self.path, name)
             with self._damage(name):
-                missing = records.field_names(schema) - records.field_names(pq.read_schema(path))
+                missing = records.field_names(schema) - records.field_names(read_schema(path))
             if missing:
                 cause = f"it lacks the columns {', '.join(sorted(missing))}, another version of avloader wrote it"
                 raise ManifestError(cause, path=path, remedy=_REBUILD)
 
-    def changed_media(self) -> Iterator[tuple[int, str]]:
-        """Media that are no longer what was probed, as (media id, what changed)."""
-        with self._damage("media.parquet"):
-            columns = ["path", "size", "mtime_ns"]
-            table = pq.read_table(os.path.join(self.path, "media.parquet"), columns=columns)
-        values = (table[name].to_pylist() for name in columns)
-        for media_id, (path, size, mtime_ns) in enumerate(zip(*values, strict=True)):
+    def _check_file(self, name: str, *, read: bool) -> None:
+        path, recorded = os.path.join(self.path, name), self._facts["files"][name]
+        try:
+            size = os.stat(path).st_size
+            is_same = not read or file_digest(path) == recorded["sha256"]
+        except FileNotFoundError:
+            raise ManifestError("this file of the manifest is missing", path=path, remedy=_REBUILD) from None
+        except OSError as error:
+            raise _cannot_be_read(path, error) from error
+        if size != recorded["size"]:
+            raise ManifestError(
+                f"it has {size} bytes, {recorded['size']} were written", path=path, remedy=_REBUILD, code="damaged"
+            )
+        if not is_same:
+            raise ManifestError("its content was changed", path=path, remedy=_REBUILD, code="damaged")
+
+    def changed_media(self, *, at_most: int | None = None) -> Iterator[tuple[int, str]]:
+        """Media that are no longer what was probed, as (media id, what changed).
+
+        Args:
+            at_most: Compare only so many, spread evenly; None: all.
+        """
+        number = self.num_media if at_most is None else min(at_most, self.num_media)
+        for media_id in (place * self.num_media // number for place in range(number)):
+            chunk, place = divmod(media_id, MEDIA_PER_CHUNK)
+            with self._damage("media.arrow"):
+                batch = self._media_chunks[chunk]
+                path, size, mtime_ns = (batch.field(name)[place].as_py() for name in ("path", "size", "mtime_ns"))
             try:
                 now = os.stat(path)
             except OSError as error:
@@ -330,34 +398,26 @@ class Manifest:
         return int(np.argmax((self.media_id == media_id) | (self.audio_id == media_id)))
 
     @functools.cached_property
-    def _media_file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(os.path.join(self.path, "media.parquet"), memory_map=True)
+    def _media_chunks(self) -> list[pa.StructArray]:
+        """The rows of ``media.arrow``, in pieces of `MEDIA_PER_CHUNK`; in memory only where they are looked at."""
+        with self._damage("media.arrow"):
+            table = pa.ipc.open_file(pa.memory_map(os.path.join(self.path, "media.arrow")))
+            return [table.get_batch(number).to_struct_array() for number in range(table.num_record_batches)]
 
     @functools.cached_property
     def _clips_file(self) -> pq.ParquetFile:
         return pq.ParquetFile(os.path.join(self.path, "clips.parquet"), memory_map=True)
 
-    def _read_media_chunk(self, chunk: int) -> pa.StructArray:
-        with self._damage("media.parquet"), self._lock:
-            return self._media_file.read_row_group(chunk).to_struct_array().combine_chunks()
-
     def _decode_media(self, media_id: int) -> MediaInfo:
         if not 0 <= media_id < self.num_media:
             raise IndexError(f"medium {media_id} is outside [0, {self.num_media})")
         chunk, place = divmod(media_id, MEDIA_PER_CHUNK)
-        return records.decode(MediaInfo, self._media_chunk(chunk)[place])
+        return records.decode(MediaInfo, self._media_chunks[chunk][place])
 
-    def _media_columns(self, *names: str) -> list[pa.Array]:
-        """Columns of all media: constant_times, then the fields `names` of the picture."""
-        with self._damage("media.parquet"), self._lock:
-            table = self._media_file.read(columns=["constant_times", *(f"video.{name}" for name in names)])
-        columns = [table["constant_times"].combine_chunks()]
-        for name in names:
-            values = table["video"].combine_chunks()
-            for part in name.split("."):
-                values = pa.compute.struct_field(values, part)
-            columns.append(values)
-        return columns
+    def _media_column(self, *names: str) -> pa.Array:
+        """A column of all media, by the names of the fields that lead to it."""
+        chunks = pa.chunked_array(self._media_chunks)
+        return pa.compute.struct_field(chunks, list(names)).combine_chunks()
 
     def _clips_row(self, row: int) -> dict[str, Any]:
         chunk, place = divmod(row, ROWS_PER_CHUNK)
@@ -383,6 +443,7 @@ def build_manifest(
     format: str = "auto",
     media_template: str | None = None,
     num_workers: int | None = None,
+    engine: str = "local",
     progress: bool | None = None,
 ) -> Manifest:
     """Resolve annotations on their media and write a manifest folder.
@@ -394,6 +455,7 @@ def build_manifest(
         format: Name of the annotation format, or "auto".
         media_template: How to make a media path from an annotation's fields, for example "{id}_{start:06d}.mp4".
         num_workers: Workers that probe media, > 0; None: one a core.
+        engine: Where the workers run: "local" or "ray" (`avloader.distribute.run_tasks`).
         progress: Show a progress bar; None: if standard error is a terminal.
 
     Returns:
@@ -403,10 +465,11 @@ def build_manifest(
         AnnotationError: If the annotation file as a whole cannot be used.
         ManifestError: If no row can be kept, `media_root` is not a folder, or `output` exists and is not a manifest, or
             cannot be written.
-        ValueError: If `num_workers` is not positive.
+        ValueError: If `num_workers` is not positive, or `engine` cannot be used.
     """
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, or None for one a core, got {num_workers}")
+    check_engine(engine)
     output = os.path.realpath(output)
     _check_output(output)
 
@@ -418,12 +481,14 @@ def build_manifest(
         cause = "the media root is not a folder" if os.path.lexists(root) else "there is no such folder"
         raise ManifestError(cause, path=root, remedy="Name the folder that media paths start from", code="missing_file")
     paths: dict[str, None] = {}  # a dict keeps the order of the file
-    names: set[str] = set()
+    labels: set[str] = set()
     for entry in read():
         if isinstance(entry, Annotation):
             paths.update(dict.fromkeys(_absolute(root, path) for path in (entry.path, entry.audio_path) if path))
-            names.add(entry.label)
-    media = _probe_all(list(paths), num_workers, progress)
+            labels.add(entry.label)
+
+    def probe(media: ProbedMedia) -> None:
+        probe_all(paths, media, engine=engine, num_workers=num_workers, progress=progress)
 
     options = {
         "annotations": os.path.abspath(annotations),
@@ -431,9 +496,39 @@ def build_manifest(
         "format": format,
         "media_template": media_template,
     }
+    return write_manifest(read(), probe, labels=labels, root=root, output=output, options=options)
+
+
+def write_manifest(
+    entries: Iterable[Annotation | BadAnnotation],
+    probe: Callable[[ProbedMedia], None],
+    *,
+    labels: set[str],
+    root: str,
+    output: str,
+    options: Mapping[str, str | None],
+) -> Manifest:
+    """Write a manifest folder from annotations and the facts of their media; in memory a row takes nothing.
+
+    Args:
+        entries: The annotations, read one by one.
+        probe: Adds the facts of every medium.
+        labels: Those of all annotations.
+        root: Absolute path that relative media paths start from.
+        output: Absolute path of the folder.
+        options: What to say in ``manifest.json`` about how it was made; `annotations` at least.
+
+    Raises:
+        ManifestError: If no row can be kept, or the folder cannot be written.
+    """
     try:
-        with new_folder(output) as folder, TableWriter(folder, output, *_label_ids(names)) as writer:
-            for entry in read():
+        with (
+            new_folder(output) as folder,
+            ProbedMedia(os.path.dirname(folder)) as media,
+            TableWriter(folder, output, *_label_ids(labels)) as writer,
+        ):
+            probe(media)
+            for entry in entries:
                 try:
                     writer.keep(_resolve(entry, root, media))
                 except _RejectedError as reason:
@@ -454,54 +549,7 @@ class _RejectedError(Exception):
         super().__init__(message)
 
 
-def _probe_all(
-    paths: Sequence[str], num_workers: int | None, progress: bool | None
-) -> dict[str, MediaInfo | MediaError]:
-    """Facts of every medium, or why there are none."""
-    found: dict[str, MediaInfo | MediaError] = {}
-    for path, facts in _with_progress(_probe_each(paths, num_workers), len(paths), progress):
-        found[path] = facts
-    return {path: found[path] for path in paths}  # in an order that does not depend on which worker was faster
-
-
-def _probe_each(paths: Sequence[str], num_workers: int | None) -> Iterator[tuple[str, MediaInfo | MediaError]]:
-    num_workers = min(num_workers or available_cores(), len(paths) // _MEDIA_OF_A_WORKER)
-    if num_workers < 2:
-        prober = Prober()
-        yield from ((path, prober(path)) for path in paths)
-        return
-    with WorkerPool("avloader.media:Prober", num_workers=num_workers) as pool:
-        for path, future in pool.map_unordered(paths):
-            try:
-                yield path, future.result()
-            except WorkerDied as error:  # FFmpeg crashed in it
-                yield path, MediaError(error.cause, path=path, remedy="Replace the file", code="unreadable")
-
-
-def _with_progress(
-    results: Iterable[tuple[str, MediaInfo | MediaError]], total: int, progress: bool | None
-) -> Iterator[tuple[str, MediaInfo | MediaError]]:
-    """The results, with a progress bar on standard error once they have taken two seconds."""
-    console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, disable=not shown)
-    task = bar.add_task("Probing media", total=total)
-    begin = time.monotonic()
-    started = False
-    try:
-        for result in results:
-            bar.advance(task)
-            if shown and not started and time.monotonic() - begin > 2:
-                bar.start()
-                started = True
-            yield result
-    finally:
-        if started:
-            bar.stop()
-
-
-def _resolve(entry: _Entry, root: str, media: dict[str, MediaInfo | MediaError]) -> Resolved:
+def _resolve(entry: _Entry, root: str, media: ProbedMedia) -> Resolved:
     """Find an annotation's media and frames."""
     if isinstance(entry, BadAnnotation):
         raise _RejectedError(entry.code, entry.message)
@@ -518,11 +566,12 @@ def _resolve(entry: _Entry, root: str, media: dict[str, MediaInfo | MediaError])
     return Resolved(entry, medium, medium.video, sound, sound.audio, first, stop)
 
 
+@functools.lru_cache(maxsize=4096)
 def _absolute(root: str, path: str) -> str:
     return os.path.normpath(os.path.join(root, path))
 
 
-def _probed(media: dict[str, MediaInfo | MediaError], path: str) -> MediaInfo:
+def _probed(media: ProbedMedia, path: str) -> MediaInfo:
     found = media.get(path)
     if found is None:
         raise _RejectedError("bad_line", "the annotation file changed while the manifest was built")
@@ -622,28 +671,26 @@ def _read_facts(path: str) -> dict[str, Any]:
     return dict(facts)
 
 
-def _media_rates(columns: list[pa.Array]) -> MediaRates:
-    constant, frame_rate, average_rate, time_base, step_pts = columns
+def _media_rates(
+    constant: pa.Array, frame_rate: pa.Array, average_rate: pa.Array, time_base: pa.Array, step_pts: pa.Array
+) -> MediaRates:
     # Where the times come from a table, neither the step nor the exact average says more than "variable".
     no_table = pa.compute.fill_null(constant, False)
     known = pa.compute.or_(no_table, pa.compute.is_valid(frame_rate))
-    codes = np.stack(
-        [
-            pa.compute.fill_null(pa.compute.dictionary_encode(values).indices, -1).to_numpy(zero_copy_only=False)
-            for values in (
-                constant,
-                frame_rate,
-                pa.compute.if_else(known, average_rate, None),
-                pa.compute.if_else(no_table, time_base, None),
-                pa.compute.if_else(no_table, step_pts, None),
-            )
-        ],
-        axis=1,
-    )
-    _, examples, kind = np.unique(codes, axis=0, return_index=True, return_inverse=True)
-    kind = kind.reshape(-1)  # NumPy 2.0 gives it another shape
+    kind = np.zeros(len(constant), np.int64)
+    for values in (
+        constant,
+        frame_rate,
+        pa.compute.if_else(known, average_rate, None),
+        pa.compute.if_else(no_table, time_base, None),
+        pa.compute.if_else(no_table, step_pts, None),
+    ):
+        codes = _codes(values)
+        kind = _codes(pa.array(kind * (int(codes.max(initial=0)) + 1) + codes))
+    examples = np.zeros(int(kind.max(initial=-1)) + 1, np.int64)
+    examples[kind[::-1]] = np.arange(len(kind))[::-1]  # the first of each
     rates, averages, steps = [], [], []
-    for number, example in enumerate(examples):
+    for number, example in enumerate(examples.tolist()):
         if not constant[example].is_valid:
             kind = np.where(kind == number, -1, kind)
         rate, average = frame_rate[example].as_py(), average_rate[example].as_py()
@@ -651,7 +698,14 @@ def _media_rates(columns: list[pa.Array]) -> MediaRates:
         averages.append(Fraction(average or 1))
         exact = no_table[example].as_py()
         steps.append(Fraction(time_base[example].as_py()) * step_pts[example].as_py() if exact else None)
-    return MediaRates(_read_only(kind.astype(np.int64)), rates, averages, steps)
+    return MediaRates(_read_only(kind), rates, averages, steps)
+
+
+def _codes(values: pa.Array) -> _Int64:
+    """A number from 0 on for each distinct value, null included."""
+    indices = pa.compute.dictionary_encode(values, null_encoding="encode").indices
+    codes: _Int64 = indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes
 
 
 def _video(medium: MediaInfo) -> VideoInfo:

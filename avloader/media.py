@@ -7,12 +7,14 @@ A header that proves the frame times (`avloader.headers`) is enough; otherwise a
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from avloader import headers, packets
 from avloader.errors import MediaError
 from avloader.facts import AudioInfo, MediaInfo, VideoInfo
 from avloader.mp4 import Movie, read_movie
 from avloader.nvdec import nvdec_reason
+from avloader.prepared import silence_of
 from avloader.source import REENCODE, Source, ffmpeg_errors, file_status, open_source, unreadable
 from avloader.streams import Pictures, audio_info, video_info
 
@@ -79,6 +81,8 @@ def _media_info(
         if movie is not None:
             rotation = movie.rotations.get(source.video.id, rotation)
         video = video_info(source, source.video, pictures, rotation=rotation, times_from=times_from)
+    if sound is not None:
+        sound = replace(sound, silence=silence_of(source.container.metadata))
     if video is None and sound is None:
         raise MediaError("its streams hold no data", path=source.path, remedy=REENCODE, code="no_streams")
     return MediaInfo(

@@ -44,6 +44,7 @@ class Track:
         sample_size: Bytes of every sample, int64 [shape=(num_samples,)]; shape (1,) if all have the same.
         chunk_offset: int64, the chunks' places in the file.
         stsc: int64 [shape=(n, 3)], runs of chunks: first chunk (from 1), samples in each, description.
+        aac_config: AudioSpecificConfig of ISO/IEC 14496-3 if all samples are AAC of one description, else empty.
     """
 
     track_id: int
@@ -58,6 +59,7 @@ class Track:
     sample_size: _Int64
     chunk_offset: _Int64
     stsc: _Int64
+    aac_config: bytes
 
     @functools.cached_property
     def duration(self) -> _Int64:
@@ -115,12 +117,14 @@ class Movie:
         is_fragmented: Whether samples are described outside the header as well.
         tracks: By id; only those that are described completely and in a way this reader knows.
         rotations: By track id: degrees to turn the picture counter-clockwise for display.
+        kinds: By track id, of all tracks: b"soun", b"vide" ...
         missing_bytes: How far the file is shorter than its boxes say.
     """
 
     is_fragmented: bool
     tracks: dict[int, Track]
     rotations: dict[int, int]
+    kinds: dict[int, bytes]
     missing_bytes: int
 
 
@@ -146,7 +150,7 @@ def read_movie(path: str) -> Movie | None:
                 header = file.read(end - begin)
             is_fragmented |= kind == b"moof"
     if not header:
-        return Movie(is_fragmented, {}, {}, missing) if missing else None
+        return Movie(is_fragmented, {}, {}, {}, missing) if missing else None
     try:
         return _movie(header, is_fragmented, missing)
     except (IndexError, struct.error):
@@ -162,6 +166,7 @@ def _movie(header: bytes, is_fragmented: bool, missing: int) -> Movie:
     timescale = 0
     tracks: dict[int, Track] = {}
     rotations: dict[int, int] = {}
+    kinds: dict[int, bytes] = {}
     for kind, box in _boxes(header):
         if kind == b"mvhd":
             timescale = _u32(box, 20 if box[0] else 12)
@@ -175,13 +180,14 @@ def _movie(header: bytes, is_fragmented: bool, missing: int) -> Movie:
             continue
         track_id, rotation = _track_header(parts[b"tkhd"])
         rotations[track_id] = rotation
+        kinds[track_id] = dict(_boxes(parts.get(b"mdia", b""))).get(b"hdlr", b"")[8:12]
         try:
             track = _track(parts, track_id, timescale)
         except (KeyError, IndexError, ValueError, ZeroDivisionError, struct.error):
             continue  # incomplete or unknown: whoever asks must look at the packets
         if track is not None:
             tracks[track_id] = track
-    return Movie(is_fragmented, tracks, rotations, missing)
+    return Movie(is_fragmented, tracks, rotations, kinds, missing)
 
 
 def _file_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
@@ -271,7 +277,34 @@ def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Tr
         sample_size=np.array([same_size]) if same_size else _table(tables[b"stsz"], 1, head=8)[:, 0],
         chunk_offset=chunk_offset,
         stsc=stsc,
+        aac_config=_aac_config(tables.get(b"stsd", b"")),
     )
+
+
+def _aac_config(box: bytes) -> bytes:
+    """The decoder's configuration in a sample description (ISO/IEC 14496-1, section 7.2.6), b"" if it is not AAC."""
+    entries = list(_boxes(box[8:]))
+    if len(entries) != 1 or entries[0][0] != b"mp4a" or entries[0][1][8:10] != b"\0\0":
+        return b""
+    descriptor = dict(_boxes(entries[0][1][28:])).get(b"esds", b"")[4:]
+    tag, content = _descriptor(descriptor)
+    if tag != 3 or len(content) < 3 or content[2] & 0xE0:  # a stream that depends on others
+        return b""
+    tag, content = _descriptor(content[3:])
+    if tag != 4 or content[:1] != b"\x40":  # MPEG-4 audio
+        return b""
+    tag, content = _descriptor(content[13:])
+    return content if tag == 5 else b""
+
+
+def _descriptor(data: bytes) -> tuple[int, bytes]:
+    """Tag and content of the descriptor that `data` begins with; (0, b"") if it is not whole."""
+    length = 0
+    for index, byte in enumerate(data[1:5], start=2):
+        length = length << 7 | byte & 0x7F
+        if not byte & 0x80:
+            return (data[0], data[index : index + length]) if index + length <= len(data) else (0, b"")
+    return 0, b""
 
 
 def _edit(box: bytes | None, timescale: int, movie_timescale: int) -> tuple[int, int, int] | None:

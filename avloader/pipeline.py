@@ -7,6 +7,7 @@ what to read, and the row ids that the reader returns are compared with that lis
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import os
 import tempfile
@@ -23,23 +24,28 @@ import numpy as np
 import numpy.typing as npt
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
+import torch
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
+from avloader.augment.clips import ClipAugment
 from avloader.errors import ManifestError, SyncError
 from avloader.features import Feature
-from avloader.media import MediaInfo, VideoInfo, probe
+from avloader.media import MediaInfo, probe
+from avloader.pictures import Color, PictureOptions
 from avloader.reading import ClipRead, ReadAhead, ReadBatch, ReadPool, SlotLayout, SoundWindow
 from avloader.timeline import parse_seconds, round_half_up
 from avloader.workers import available_cores
 
-__all__ = ["AudioVisualPipeline", "ClipPipeline", "GraphOptions"]
+__all__ = ["AUGMENTATION", "PER_CLIP_VARIANCE_FLOOR", "AudioVisualPipeline", "ClipPipeline", "GraphOptions"]
+
+AUGMENTATION = "augmentation\n"  # how names of outputs begin that say what was drawn
 
 Normalize = tuple[Sequence[float], Sequence[float]] | Literal["per_clip"] | None
 
 _READER = "video"
 _ONE_CLIP_A_ROW = 2**30  # a step beyond any file's end, so that a row yields its first sequence only
-_PER_CLIP_VARIANCE_FLOOR = 1e-6  # keeps a clip of one flat colour from dividing by zero
+PER_CLIP_VARIANCE_FLOOR = 1e-6  # keeps a clip of one flat colour from dividing by zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,24 +54,36 @@ class GraphOptions:
 
     Attributes:
         num_frames: Frames of a clip, > 0.
-        size: (height, width) to deliver, or None for the stored size.
+        picture: What is made of each picture.
         normalize: (mean, std) per channel in 0-255 units; "per_clip": each clip's own, per channel; None: uint8 frames.
         sample_rate: Of the delivered sound, > 0.
         num_samples: Samples of the delivered sound, > 0.
         features: What becomes of the sound; None: sound only.
+        augment: What happens to the sound before that; None: nothing.
     """
 
     num_frames: int
-    size: tuple[int, int] | None
+    picture: PictureOptions
     normalize: Normalize
     sample_rate: int
     num_samples: int
     features: Feature | None
+    augment: ClipAugment | None = None
 
     @property
     def output_names(self) -> list[str]:
         """Names of the pipeline's outputs, in order."""
         return ["frames", "audio", *(["spectrogram"] if self.features else []), "row"]
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """Samples that are read before and after those that are delivered, because the features see them."""
+        return self.features.context(self.num_samples) if self.features else (0, 0)
+
+    @property
+    def num_read_samples(self) -> int:
+        """Samples that are read."""
+        return self.num_samples + sum(self.context)
 
 
 class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
@@ -120,7 +138,16 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         self._batches, self._release = batches, release
         self._graph = graph
         self.uses_reader, self._rearrange = file_list is not None, rearrange
-        self._in_flight: deque[tuple[ReadBatch, npt.NDArray[np.float32]]] = deque()
+        self._in_flight: deque[tuple[ReadBatch, npt.NDArray[np.float32] | None]] = deque()
+        self._fetched: dict[str, deque[ReadBatch]] = {"others": deque()}
+        self._augmented: deque[tuple[torch.Tensor, dict[str, torch.Tensor]]] = deque()
+        self._augment_stream: torch.cuda.Stream | None = None
+        if graph.augment is not None:
+            self._fetched["sound"] = deque()
+            if device == "gpu":
+                self._augment_stream = torch.cuda.Stream(device_id)
+        if not self.uses_reader:
+            self._fetched["frames"] = deque()
         with self:
             self.set_outputs(*self._define(file_list, reader_frames, reader_stride, lazy_init, device))
 
@@ -136,9 +163,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         options = self._graph
         inputs = dict(zip(self._input_names(), self._external_inputs(), strict=True))
         if file_list is None:
-            frames, row = inputs["frames"], inputs["row"]
-            if device == "gpu":
-                frames = frames.gpu()
+            frames, row = self._external_frames(device), inputs["row"]
         else:
             frames, row = fn.readers.video(
                 name=_READER,
@@ -160,28 +185,59 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             row = row.cpu()
             if self._rearrange:
                 frames = fn.sequence_rearrange(frames, new_order=inputs["order"])
-            if options.size is not None:
-                frames = fn.resize(frames, size=options.size)
+            frames = self._scaled(frames, inputs)
             frames = fn.coord_transform(frames, M=inputs["matrix"], T=inputs["shift"], dtype=types.UINT8)
-        audio = inputs["audio"].gpu() if device == "gpu" else inputs["audio"]
-        outputs = [_normalized(frames, options.normalize), audio]
+        if options.augment is not None:
+            audio = fn.external_source(
+                source=self._feed_augmented, ndim=1, dtype=types.FLOAT, batch=True, device=device
+            )
+        else:
+            audio = inputs["audio"].gpu() if device == "gpu" else inputs["audio"]
+        normalized = _normalized(frames, options.normalize, is_planar=file_list is None, device=device)
+        before, after = options.context
+        is_whole = not (before or after)
+        delivered = audio if is_whole else fn.slice(audio, start=[before], shape=[options.num_samples], axes=[0])
+        outputs = [normalized, delivered]
         if options.features is not None:
-            outputs.append(options.features.build(audio, device=device, sample_rate=options.sample_rate))
+            outputs.append(
+                options.features.build(audio, device=device, sample_rate=options.sample_rate, valid=inputs.get("valid"))
+            )
         return [*outputs, row]
 
+    def _scaled(self, frames: DataNode, inputs: dict[str, DataNode]) -> DataNode:
+        """NVDEC's frames, scaled and cropped."""
+        picture = self._graph.picture
+        size = inputs["scaled"] if picture.is_cropped else picture.size
+        if size is not None:
+            kind = types.INTERP_CUBIC if picture.interpolation == "bicubic" else types.INTERP_LINEAR
+            frames = fn.resize(frames, size=size, interp_type=kind)
+        if picture.is_cropped:
+            frames = fn.slice(frames, start=inputs["corner"], shape=picture.size, axes=[1, 2])
+        return frames
+
     def _input_names(self) -> list[str]:
+        sound = ["audio"] if self._graph.augment is None else []
+        sound += ["valid"] if self._sees_medium else []
         if not self.uses_reader:
-            return ["audio", "frames", "row"]
-        return ["audio", "matrix", "shift", *(["order"] if self._rearrange else [])]
+            return [*sound, "row"]
+        crop = ["scaled", "corner"] if self._graph.picture.is_cropped else []
+        return [*sound, "matrix", "shift", *(["order"] if self._rearrange else []), *crop]
+
+    @property
+    def _sees_medium(self) -> bool:
+        """Whether the features have to know where the medium's sound ends."""
+        return self._graph.features is not None and self._graph.features.grid is not None
 
     def _external_inputs(self) -> list[DataNode]:
         kinds: dict[str, tuple[int, types.DALIDataType, str | None]] = {
             "audio": (1, types.FLOAT, None),
-            "frames": (4, types.UINT8, "FHWC"),
             "row": (1, types.INT64, None),
             "matrix": (2, types.FLOAT, None),
             "shift": (1, types.FLOAT, None),
             "order": (1, types.INT32, None),
+            "valid": (1, types.INT32, None),
+            "scaled": (1, types.FLOAT, None),
+            "corner": (1, types.INT32, None),
         }
         ndim, dtype, layout = zip(*(kinds[name] for name in self._input_names()), strict=True)
         return list(
@@ -195,22 +251,85 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             )
         )
 
+    def _external_frames(self, device: Literal["cpu", "gpu"]) -> DataNode:
+        frames = fn.external_source(
+            source=self._feed_frames,
+            ndim=4,
+            dtype=types.UINT8,
+            layout="FCHW",
+            batch=True,
+            # A batch is released after its outputs are there: what is computed from its frames needs no copy of them.
+            no_copy=device == "cpu" and self._graph.normalize is not None,
+        )
+        return frames.gpu() if device == "gpu" else frames
+
+    def _feed_frames(self) -> list[npt.NDArray[np.uint8]]:
+        """The frames of the next batch."""
+        return self._next_batch("frames").frames
+
+    def _feed_augmented(self) -> npt.NDArray[np.float32] | torch.Tensor:
+        """The sound of the next batch, augmented where the graph runs."""
+        batch = self._next_batch("sound")
+        augment = self._graph.augment
+        assert augment is not None
+        sound = torch.from_numpy(np.stack(batch.sounds))
+        with torch.cuda.stream(self._augment_stream):
+            if self._augment_stream is not None:
+                sound = sound.pin_memory().to(self._augment_stream.device, non_blocking=True)
+            sound, drawn = augment.sound(
+                sound,
+                batch.clips,
+                batch.valid,
+                sample_rate=self._graph.sample_rate,
+                origin=self._graph.context[0],
+            )
+            padding = self.max_batch_size - len(sound) if self.uses_reader else 0
+            if padding:
+                sound = torch.cat([sound, sound[-1:].expand(padding, -1)])
+            columns = {f"{AUGMENTATION}{name}\n{key}": drawn[name][key] for name in drawn for key in drawn[name]}
+            before, num_samples = self._graph.context[0], self._graph.num_samples
+            for key, column in columns.items():
+                if column.shape[-1] == sound.shape[1] and column.ndim > 1:  # sound, such as the noise
+                    columns[key] = column[..., before : before + num_samples]
+            self._augmented.append((sound, columns))  # held until DALI has copied it
+            if self._augment_stream is None:
+                return sound.numpy()
+            self._augment_stream.synchronize()  # DALI copies on a stream of its own
+            return sound
+
+    def _next_batch(self, reader: Literal["frames", "others", "sound"]) -> ReadBatch:
+        """The batch that `reader` has to feed next; DALI asks them in any order."""
+        if not self._fetched[reader]:
+            batch = next(self._batches)  # its StopIteration tells DALI that there is no more
+            for queue in self._fetched.values():
+                queue.append(batch)
+        return self._fetched[reader].popleft()
+
     def _feed(self) -> tuple[Any, ...]:
-        """The inputs of the next batch; DALI calls it when it schedules a run."""
-        batch = next(self._batches)  # its StopIteration tells DALI that there is no more
-        sound = np.stack(batch.sounds)
+        """The other inputs of the next batch; DALI calls it when it schedules a run."""
+        batch = self._next_batch("others")
+        options = self._graph
+        sound = np.stack(batch.sounds) if options.augment is None else None
         self._in_flight.append((batch, sound))
-        columns: dict[str, list[npt.NDArray[Any]]] = {"audio": batch.sounds, "frames": batch.frames}
-        columns["row"] = [np.array([clip.row], np.int64) for clip in batch.clips]
-        if self.uses_reader:
-            colours = [_ycbcr_to_rgb(clip.video) for clip in batch.clips]
-            columns["matrix"], columns["shift"] = ([pair[k] for pair in colours] for k in (0, 1))
-            columns["order"] = [np.array(clip.frames, np.int32) - clip.frames[0] for clip in batch.clips]
-        padding = self.max_batch_size - len(batch.clips) if self.uses_reader else 0
-        inputs: dict[str, Any] = {name: columns[name] + columns[name][-1:] * padding for name in self._input_names()}
-        # In one piece, so that DALI need not gather it.
-        inputs["audio"] = np.concatenate([sound, np.repeat(sound[-1:], padding, axis=0)]) if padding else sound
-        return tuple(inputs.values())
+        inputs: list[npt.NDArray[Any]] = [] if sound is None else [sound]
+        if self._sees_medium:
+            inputs.append(np.array(batch.valid, np.int32))
+        if not self.uses_reader:
+            return *inputs, np.array([[clip.row] for clip in batch.clips], np.int64)
+        colours = [
+            _ycbcr_to_color(clip.video.color_matrix, clip.video.full_range, options.picture.color)
+            for clip in batch.clips
+        ]
+        inputs += [np.stack([matrix for matrix, _ in colours]), np.stack([shift for _, shift in colours])]
+        if self._rearrange:
+            frames = np.array([clip.frames for clip in batch.clips], np.int32)
+            inputs.append(frames - frames[:, :1])
+        if options.picture.is_cropped:
+            stored = [(clip.video.height, clip.video.width) for clip in batch.clips]
+            inputs.append(np.array([options.picture.scaled(size) for size in stored], np.float32))
+            inputs.append(np.array([clip.corner for clip in batch.clips], np.int32))
+        padding = self.max_batch_size - len(batch.clips)
+        return tuple(np.concatenate([column, np.repeat(column[-1:], padding, axis=0)]) for column in inputs)
 
     def shut_down(self) -> None:
         """End the pipeline, in this thread and now; calling it twice is harmless.
@@ -231,9 +350,22 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         return self._in_flight[0][0]
 
     @property
-    def oldest_sound(self) -> npt.NDArray[np.float32]:
-        """Its sound [shape=(clips, num_samples)], as it was handed to DALI."""
-        return self._in_flight[0][1]
+    def oldest_sound(self) -> npt.NDArray[np.float32] | torch.Tensor:
+        """The sound of it that is delivered [shape=(clips, num_samples)], as it was handed to DALI."""
+        batch, sound = self._in_flight[0]
+        whole = self._augmented[0][0][: len(batch.clips)] if sound is None else sound
+        before, _ = self._graph.context
+        return whole[:, before : before + self._graph.num_samples]
+
+    @property
+    def oldest_draws(self) -> dict[str, torch.Tensor]:
+        """What was drawn to augment its sound: columns by `AUGMENTATION`, transform's name, new line, column's name."""
+        return self._augmented[0][1] if self._augmented else {}
+
+    def release_augmented(self) -> None:
+        """Give back the sound of the batch before, once its outputs were copied."""
+        if self._graph.augment is not None:
+            self._augmented.popleft()
 
     def share_outputs(self, cuda_stream: Any = None) -> tuple[Any, ...]:
         """The outputs of the oldest run, after comparing the rows that DALI read with those that were asked for.
@@ -274,14 +406,17 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
                 )
 
 
-def _normalized(frames: DataNode, normalize: Normalize) -> DataNode:
-    """(F, H, W, C) uint8 -> (F, C, H, W), float32 if normalized."""
+def _normalized(frames: DataNode, normalize: Normalize, *, is_planar: bool, device: Literal["cpu", "gpu"]) -> DataNode:
+    """(F, C, H, W) uint8 if they are planar, else (F, H, W, C) -> (F, C, H, W), float32 if normalized."""
     if normalize is None:
-        return fn.transpose(frames, perm=[0, 3, 1, 2], output_layout="FCHW")
+        return frames if is_planar else fn.transpose(frames, perm=[0, 3, 1, 2], output_layout="FCHW")
     if normalize == "per_clip":
-        own = fn.normalize(fn.cast(frames, dtype=types.FLOAT), axis_names="FHW", epsilon=_PER_CLIP_VARIANCE_FLOOR)
-        return fn.transpose(own, perm=[0, 3, 1, 2], output_layout="FCHW")
+        own = fn.normalize(fn.cast(frames, dtype=types.FLOAT), axis_names="FHW", epsilon=PER_CLIP_VARIANCE_FLOOR)
+        return own if is_planar else fn.transpose(own, perm=[0, 3, 1, 2], output_layout="FCHW")
     mean, std = normalize
+    if is_planar and device == "cpu":  # takes half the time of crop_mirror_normalize there
+        means, stddevs = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (mean, std))
+        return fn.normalize(frames, mean=means, stddev=stddevs, dtype=types.FLOAT)
     return fn.crop_mirror_normalize(frames, mean=list(mean), std=list(std), dtype=types.FLOAT, output_layout="FCHW")
 
 
@@ -294,11 +429,14 @@ _LUMA_WEIGHTS = {  # (red, blue): ITU-T H.273, table 4; what FFmpeg's scaler use
 }
 
 
-def _ycbcr_to_rgb(video: VideoInfo) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Matrix and shift with RGB = matrix @ (Y, Cb, Cr) + shift, in 0-255 units (ITU-T H.273, section 8.3)."""
-    red, blue = _LUMA_WEIGHTS[video.color_matrix]
+@functools.lru_cache
+def _ycbcr_to_color(
+    color_matrix: str, full_range: bool, color: Color
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Matrix and shift with channels = matrix @ (Y, Cb, Cr) + shift, in 0-255 units (ITU-T H.273, section 8.3)."""
+    red, blue = _LUMA_WEIGHTS[color_matrix]
     green = 1.0 - red - blue
-    luma, chroma, black = (1.0, 1.0, 0.0) if video.full_range else (255 / 219, 255 / 224, 16.0)
+    luma, chroma, black = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
     matrix = np.array(
         [
             [luma, 0.0, 2 * (1 - red) * chroma],
@@ -306,6 +444,10 @@ def _ycbcr_to_rgb(video: VideoInfo) -> tuple[npt.NDArray[np.float32], npt.NDArra
             [luma, 2 * (1 - blue) * chroma, 0.0],
         ]
     )
+    if color == "bgr":
+        matrix = matrix[::-1]
+    elif color == "grey":
+        matrix = np.array([[0.299, 0.587, 0.114]]) @ matrix
     shift = -matrix @ np.array([black, 128.0, 128.0])
     return matrix.astype(np.float32), shift.astype(np.float32)
 
@@ -392,6 +534,8 @@ class AudioVisualPipeline(ClipPipeline):
                 raise ValueError(f"{name}={value} must be 1 or more")
         if device not in ("cpu", "gpu"):
             raise ValueError(f"device={device!r} must be 'cpu' or 'gpu'")
+        if features is not None and features.grid is not None:
+            raise ValueError(f"features={features!r} must have scope='clip'; AVLoader can deliver those of a medium")
         rows = _read_tables(Path(file_list), Path(audio_offsets))
         span = 1 + (num_frames - 1) * stride
         for row in rows:
@@ -433,7 +577,7 @@ class AudioVisualPipeline(ClipPipeline):
         stored = _stored_size(reads) if size is None else size
         graph = GraphOptions(
             num_frames=num_frames,
-            size=size,
+            picture=PictureOptions(size=size),
             normalize=normalize,
             sample_rate=sample_rate,
             num_samples=num_samples,
@@ -445,10 +589,12 @@ class AudioVisualPipeline(ClipPipeline):
         if device == "gpu":
             lines = Path(self._folder.name, "file_list.txt")
             write_file_list(lines, reads, num_frames=span, links=Path(self._folder.name))
+        num_slots = batch_size * (prefetch_queue_depth + 2)
         layout = SlotLayout(
-            num_slots=batch_size * (prefetch_queue_depth + 2),
-            frames_shape=None if lines else (num_frames, *stored, 3),
+            frames_shape=(num_frames, 3, *stored),
             num_samples=num_samples,
+            num_slots=0 if lines else num_slots,
+            num_sound_slots=num_slots if lines else 0,
         )
         cores = available_cores()
         pool = ReadPool(layout, num_workers=num_workers or (cores if device == "cpu" else min(cores, 4)))
@@ -456,7 +602,7 @@ class AudioVisualPipeline(ClipPipeline):
         self._end = weakref.finalize(self, _end, pool, self._folder)
         ahead = pool.read()
         super().__init__(
-            _intact(ahead, _endless_batches(reads, batch_size), prefetch_queue_depth + 2),
+            _intact(ahead, _endless_batches(reads, batch_size), prefetch_queue_depth + 2, with_frames=lines is None),
             ahead.release,
             graph=graph,
             file_list=lines,
@@ -480,15 +626,17 @@ def _end(pool: ReadPool, folder: tempfile.TemporaryDirectory[str]) -> None:
     folder.cleanup()
 
 
-def _intact(ahead: ReadAhead, batches: Iterator[Sequence[ClipRead]], num_ahead: int) -> Iterator[ReadBatch]:
+def _intact(
+    ahead: ReadAhead, batches: Iterator[Sequence[ClipRead]], num_ahead: int, *, with_frames: bool
+) -> Iterator[ReadBatch]:
     """All batches, up to the first with a clip that cannot be read."""
     numbered = enumerate(batches)
-    ahead.add(itertools.islice(numbered, num_ahead))
+    ahead.add(itertools.islice(numbered, num_ahead), with_frames=with_frames)
     for number in itertools.count():
         batch = ahead.take(number)
         for error in batch.errors.values():
             raise error
-        ahead.add(itertools.islice(numbered, 1))
+        ahead.add(itertools.islice(numbered, 1), with_frames=with_frames)
         yield batch
 
 

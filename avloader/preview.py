@@ -116,7 +116,7 @@ def read_clip(manifest: Manifest, row: int = 0, *, num_frames: int = 16, stride:
     stop = times.seconds(indices[-1] + stride) if indices[-1] + stride < len(times) else times.stop_seconds
     first = times.seconds(indices[0])
     with VideoReader(record.path, stream_index=video.stream_index, keyframe_pts=video.keyframe_pts) as reader:
-        frames = reader.read([times.pts(index) for index in indices])
+        frames = reader.read([times.pts(index) for index in indices]).transpose(0, 2, 3, 1)
     rate = sound.sample_rate
     begin = round_half_up((first - record.av_offset - sound.start_seconds) * rate)
     with AudioReader(record.audio_path, sound) as listener:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import mmap
 import os
+import pickle
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +22,12 @@ import numpy.typing as npt
 from avloader.audio import AudioReader
 from avloader.errors import AVLoaderError, DecodeError
 from avloader.media import AudioInfo, MediaInfo, VideoInfo
+from avloader.pictures import PictureOptions
 from avloader.resample import resample, resample_margin
 from avloader.timeline import seconds_to_samples
+from avloader.together import TaskQueue
 from avloader.video import VideoReader
-from avloader.workers import SharedMemory, WorkerPool
+from avloader.workers import SharedMemory, WorkerDied, WorkerPool
 
 __all__ = [
     "ClipRead",
@@ -31,11 +37,20 @@ __all__ = [
     "ReadBatch",
     "ReadPool",
     "ReadTask",
+    "Route",
     "SlotLayout",
+    "SoundSource",
     "SoundWindow",
 ]
 
 _OPEN_FILES = 16  # containers that a worker keeps open
+_KNOWN_MEDIA = 1024  # media whose facts are kept pickled, and in a worker unpickled
+_SOUNDS_PER_TASK = 8  # a window of sound takes a worker about as long as to hand it a task
+_PIXELS_PER_TASK = 4_000_000
+
+_Result = tuple[int, int] | AVLoaderError  # the range of samples that exist in the medium, or what went wrong
+
+Route = tuple[int, int] | None  # (width, height) of pictures that NVDEC decodes; None: the CPU decodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,117 +65,148 @@ class FrameSource:
 
 
 @dataclass(frozen=True, slots=True)
+class SoundSource:
+    """Where sound comes from: what `AudioReader` needs to know of a medium."""
+
+    path: str
+    info: AudioInfo
+    mtime_ns: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class SoundWindow:
     """The sound of a clip.
 
     Attributes:
-        path: The medium or side-car file.
+        media: The medium or side-car file.
         info: Facts of its audio stream.
         start: The native sample where the sound begins, counted from sample 0 of `info`.
-        num_samples: Samples to deliver.
+        num_samples: Samples to read.
         sample_rate: At this rate.
-        mtime_ns, size: Of the file when it was probed.
+        before: So many of them lie before `start`: what the feature of the sound sees around it.
     """
 
-    path: str
+    media: MediaInfo
     info: AudioInfo
     start: int
     num_samples: int
     sample_rate: int
-    mtime_ns: int
-    size: int
+    before: int = 0
 
     @classmethod
-    def at(cls, media: MediaInfo, start: Fraction, *, num_samples: int, sample_rate: int) -> SoundWindow:
-        """The window that begins at the native sample nearest to media time `start`."""
+    def at(
+        cls, media: MediaInfo, start: Fraction, *, num_samples: int, sample_rate: int, before: int = 0
+    ) -> SoundWindow:
+        """The window whose sound begins at the native sample nearest to media time `start`."""
         if media.audio is None:
             raise DecodeError("the medium has no sound", path=media.path, remedy="Build the manifest again")
         first = seconds_to_samples(start - media.audio.start_seconds, media.audio.sample_rate)
-        return cls(media.path, media.audio, first, num_samples, sample_rate, media.mtime_ns, media.size)
+        return cls(media, media.audio, first, num_samples, sample_rate, before)
 
     @property
     def start_seconds(self) -> Fraction:
-        """Media time of the first sample."""
+        """Media time where the sound begins."""
         return self.info.start_seconds + Fraction(self.start, self.info.sample_rate)
-
-    def read(self, reader: AudioReader, out: npt.NDArray[np.float32]) -> tuple[int, int]:
-        """Write the samples into `out` [shape=(num_samples,)].
-
-        Returns:
-            The half-open range of them that exist in the medium; the others are zero but for the filter's reach.
-        """
-        native_rate, rate = self.info.sample_rate, self.sample_rate
-        if native_rate == rate:
-            return reader.read(self.start, self.start + self.num_samples, out=out)[1]
-        margin = resample_margin(native_rate, rate)
-        length = -(-self.num_samples * native_rate // rate)
-        native, valid = reader.read(self.start - margin, self.start + length + margin)
-        out[:] = resample(native, in_rate=native_rate, out_rate=rate, num_samples=self.num_samples)
-        first, stop = (min(max(-(-(index - margin) * rate // native_rate), 0), self.num_samples) for index in valid)
-        if first >= stop:
-            out[:] = 0.0
-            return 0, 0
-        out[:first] = out[stop:] = 0.0
-        return first, stop
 
 
 @dataclass(frozen=True, slots=True)
 class ReadTask:
     """What a worker is to read for one clip.
 
+    What belongs to a medium comes pickled: that is done once for all of its clips, and undone once in each worker.
+
     Attributes:
         row: Manifest row, for error messages.
         slot: Where in the shared memory the result goes.
-        frames: Where frames come from, or None if the GPU decodes them.
+        frames: A `FrameSource`, or None if the GPU decodes the frames.
         frame_pts: pts of the wanted frames.
-        sound: The window of sound.
+        sound: A `SoundSource`.
+        start: The native sample where the sound begins.
+        num_samples, sample_rate: The sound to read.
+        before: Samples of it before `start`.
+        corner: (top, left) of what is cut out of the pictures.
     """
 
     row: int
     slot: int
-    frames: FrameSource | None
+    frames: bytes | None
     frame_pts: tuple[int, ...]
-    sound: SoundWindow
+    sound: bytes
+    start: int
+    num_samples: int
+    sample_rate: int
+    before: int = 0
+    corner: tuple[int, int] = (0, 0)
+
+    def __reduce__(self) -> tuple[type[ReadTask], tuple[object, ...]]:  # three times as fast as that of a dataclass
+        return ReadTask, (
+            self.row,
+            self.slot,
+            self.frames,
+            self.frame_pts,
+            self.sound,
+            self.start,
+            self.num_samples,
+            self.sample_rate,
+            self.before,
+            self.corner,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SlotLayout:
-    """How the shared memory is divided: one slot a clip, frames first, sound after them.
+    """How the shared memory is divided: one slot a clip; those with frames first, those for sound alone after them.
 
     Attributes:
-        num_slots: Slots.
-        frames_shape: (F, H, W, 3), or None if the GPU decodes.
-        num_samples: Samples of the sound.
+        frames_shape: (F, C, H, W) of the frames of a clip.
+        num_samples: Samples of its sound.
+        num_slots: Slots for clips whose frames the CPU decodes, >= 0; the sound follows the frames.
+        num_sound_slots: Slots for clips whose frames the GPU decodes, >= 0.
+        picture: What is made of each picture; None: RGB, scaled to (H, W).
     """
 
-    num_slots: int
-    frames_shape: tuple[int, int, int, int] | None
+    frames_shape: tuple[int, int, int, int]
     num_samples: int
+    num_slots: int
+    num_sound_slots: int
+    picture: PictureOptions | None = None
 
     @property
     def _frames_bytes(self) -> int:
-        return _aligned(int(np.prod(self.frames_shape))) if self.frames_shape else 0
+        return _aligned(math.prod(self.frames_shape))
+
+    @property
+    def _sound_bytes(self) -> int:
+        return _aligned(4 * self.num_samples)
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of one slot."""
-        return self._frames_bytes + _aligned(4 * self.num_samples)
+        """Bytes of a slot with frames."""
+        return self._frames_bytes + self._sound_bytes
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all slots."""
-        return self.num_slots * self.slot_bytes
+        return self.num_slots * self.slot_bytes + self.num_sound_slots * self._sound_bytes
+
+    def slots(self, *, with_frames: bool) -> range:
+        """The slots of one kind."""
+        return range(self.num_slots) if with_frames else range(self.num_slots, self.num_slots + self.num_sound_slots)
 
     def frames(self, memory: mmap.mmap, slot: int) -> npt.NDArray[np.uint8]:
-        """uint8 [shape=(F, H, W, 3)]: the frames of a slot."""
-        if self.frames_shape is None:
-            raise ValueError("this layout holds no frames")
+        """uint8 [shape=(F, C, H, W)]: the frames of a slot."""
+        if slot >= self.num_slots:
+            raise ValueError(f"slot {slot} holds no frames")
         frames: npt.NDArray[np.uint8] = np.ndarray(self.frames_shape, np.uint8, memory, offset=slot * self.slot_bytes)
         return frames
 
     def sound(self, memory: mmap.mmap, slot: int) -> npt.NDArray[np.float32]:
         """float32 [shape=(num_samples,)]: the sound of a slot."""
-        offset = slot * self.slot_bytes + self._frames_bytes
+        if slot < self.num_slots:
+            offset = slot * self.slot_bytes + self._frames_bytes
+        else:
+            offset = self.num_slots * self.slot_bytes + (slot - self.num_slots) * self._sound_bytes
         sound: npt.NDArray[np.float32] = np.ndarray((self.num_samples,), np.float32, memory, offset=offset)
         return sound
 
@@ -178,53 +224,101 @@ class ClipReader:
         self._videos: OrderedDict[str, VideoReader] = OrderedDict()
         self._sounds: OrderedDict[str, AudioReader] = OrderedDict()
 
-    def __call__(self, task: ReadTask) -> tuple[int, int]:
-        """Read one clip.
+    def __call__(self, tasks: Sequence[ReadTask]) -> list[_Result]:
+        """Read clips.
 
         Returns:
-            The half-open range of samples that exist in the medium.
-
-        Raises:
-            DecodeError: Naming file and row.
+            For each the half-open range of samples that exist in the medium, or an error naming file and row.
         """
-        try:
+        results = self._read_frames(tasks)
+        for task in sorted(tasks, key=lambda task: task.start):  # neighbours share the decoding of their sound
+            if task.slot not in results:
+                try:
+                    source: SoundSource = _unpickled(task.sound)
+                    sound = self._layout.sound(self._memory, task.slot)
+                    results[task.slot] = _read_sound(task, source.info, self._sound(source), sound)
+                except AVLoaderError as error:
+                    results[task.slot] = error.at_row(task.row)
+        return [results[task.slot] for task in tasks]
+
+    def _read_frames(self, tasks: Sequence[ReadTask]) -> dict[int, _Result]:
+        """Read the frames of all, and return what went wrong by slot."""
+        by_medium: dict[bytes, list[ReadTask]] = {}
+        for task in tasks:
             if task.frames is not None:
-                self._video(task.frames).read(task.frame_pts, out=self._layout.frames(self._memory, task.slot))
-            valid = task.sound.read(self._sound(task.sound), self._layout.sound(self._memory, task.slot))
+                by_medium.setdefault(task.frames, []).append(task)
+        errors: dict[int, _Result] = {}
+        for source, together in by_medium.items():
+            if self._try_to_read(_unpickled(source), together) is not None:
+                for task in together:  # it may be the fault of one of them
+                    error = self._try_to_read(_unpickled(source), [task])
+                    if error is not None:
+                        errors[task.slot] = error.at_row(task.row)
+        return errors
+
+    def _try_to_read(self, source: FrameSource, tasks: Sequence[ReadTask]) -> AVLoaderError | None:
+        requests = [(task.frame_pts, task.corner, self._layout.frames(self._memory, task.slot)) for task in tasks]
+        try:
+            self._video(source).read_together(requests)
         except AVLoaderError as error:
-            raise error.at_row(task.row) from None
-        return valid
+            return error
+        return None
 
     def _video(self, source: FrameSource) -> VideoReader:
         if source.path in self._videos:
             self._videos.move_to_end(source.path)
             return self._videos[source.path]
         _check_unchanged(source)
-        assert self._layout.frames_shape is not None
         reader = VideoReader(
             source.path,
             stream_index=source.stream_index,
             keyframe_pts=source.keyframe_pts,
-            size=self._layout.frames_shape[1:3],
+            picture=self._layout.picture or PictureOptions(size=self._layout.frames_shape[2:]),
         )
         self._videos[source.path] = reader
         if len(self._videos) > _OPEN_FILES:
             self._videos.popitem(last=False)[1].close()
         return reader
 
-    def _sound(self, window: SoundWindow) -> AudioReader:
-        if window.path in self._sounds:
-            self._sounds.move_to_end(window.path)
-            return self._sounds[window.path]
-        _check_unchanged(window)
-        reader = AudioReader(window.path, window.info)
-        self._sounds[window.path] = reader
+    def _sound(self, source: SoundSource) -> AudioReader:
+        if source.path in self._sounds:
+            self._sounds.move_to_end(source.path)
+            return self._sounds[source.path]
+        _check_unchanged(source)
+        reader = AudioReader(source.path, source.info)
+        self._sounds[source.path] = reader
         if len(self._sounds) > _OPEN_FILES:
             self._sounds.popitem(last=False)[1].close()
         return reader
 
 
-def _check_unchanged(source: FrameSource | SoundWindow) -> None:
+def _read_sound(task: ReadTask, info: AudioInfo, reader: AudioReader, out: npt.NDArray[np.float32]) -> tuple[int, int]:
+    """Write the window's samples into `out` [shape=(num_samples,)].
+
+    Returns:
+        The half-open range of them that exist in the medium; the others are zero but for the filter's reach.
+    """
+    native_rate, rate = info.sample_rate, task.sample_rate
+    if native_rate == rate:
+        return reader.read(task.start - task.before, task.start - task.before + task.num_samples, out=out)[1]
+    margin = resample_margin(native_rate, rate)
+    # The samples before the start lie on its grid: whole periods of both rates are read, and some of them dropped.
+    period = native_rate // math.gcd(native_rate, rate)
+    lead = -(-task.before * native_rate // (rate * period)) * period
+    drop = lead * rate // native_rate - task.before
+    length = -(-(drop + task.num_samples) * native_rate // rate)
+    native, valid = reader.read(task.start - lead - margin, task.start - lead + length + margin)
+    num_samples = drop + task.num_samples
+    out[:] = resample(native, in_rate=native_rate, out_rate=rate, num_samples=num_samples)[drop:]
+    first, stop = (min(max(-(-(index - margin) * rate // native_rate) - drop, 0), task.num_samples) for index in valid)
+    if first >= stop:
+        out[:] = 0.0
+        return 0, 0
+    out[:first] = out[stop:] = 0.0
+    return first, stop
+
+
+def _check_unchanged(source: FrameSource | SoundSource) -> None:
     try:
         now = os.stat(source.path)
     except OSError as error:
@@ -248,12 +342,18 @@ class ClipRead:
         media: The picture's medium.
         frames: Frame indices in the medium, non-decreasing.
         sound: The window of sound.
+        route: What decodes the frames.
+        corner: (top, left) of what is cut out of the scaled pictures.
+        epoch: The epoch that the clip is delivered in.
     """
 
     row: int
     media: MediaInfo
     frames: tuple[int, ...]
     sound: SoundWindow
+    route: Route = None
+    corner: tuple[int, int] = (0, 0)
+    epoch: int = 0
 
     @property
     def video(self) -> VideoInfo:
@@ -262,14 +362,51 @@ class ClipRead:
             raise DecodeError("the medium has no picture", path=self.media.path, row=self.row)
         return self.media.video
 
+    @property
+    def decoded_span(self) -> tuple[int, int]:
+        """Pts from the key frame before the first frame to the last frame."""
+        first, last = self.video.times.pts(self.frames[0]), self.video.times.pts(self.frames[-1])
+        keys = self.video.keyframe_pts
+        index = int(keys.searchsorted(first, side="right")) - 1
+        return int(keys[index]) if index >= 0 else first, last
+
     def task(self, slot: int, *, with_frames: bool) -> ReadTask:
         """What a worker is to read of it into `slot`."""
-        source, frame_pts = None, ()
+        frames, frame_pts, sound = None, (), self.sound
         if with_frames:
-            video, media = self.video, self.media
-            source = FrameSource(media.path, video.stream_index, video.keyframe_pts, media.mtime_ns, media.size)
-            frame_pts = tuple(video.times.pts_of(self.frames).tolist())
-        return ReadTask(self.row, slot, source, frame_pts, self.sound)
+            frames = _frame_source(self.media)
+            frame_pts = tuple(self.video.times.pts_of(self.frames).tolist())
+        return ReadTask(
+            self.row,
+            slot,
+            frames,
+            frame_pts,
+            _sound_source(sound.media),
+            sound.start,
+            sound.num_samples,
+            sound.sample_rate,
+            sound.before,
+            self.corner,
+        )
+
+
+@functools.lru_cache(_KNOWN_MEDIA)
+def _frame_source(media: MediaInfo) -> bytes:
+    assert media.video is not None
+    return pickle.dumps(
+        FrameSource(media.path, media.video.stream_index, media.video.keyframe_pts, media.mtime_ns, media.size)
+    )
+
+
+@functools.lru_cache(_KNOWN_MEDIA)
+def _sound_source(media: MediaInfo) -> bytes:
+    assert media.audio is not None
+    return pickle.dumps(SoundSource(media.path, media.audio, media.mtime_ns, media.size))
+
+
+@functools.lru_cache(_KNOWN_MEDIA)
+def _unpickled(data: bytes) -> Any:
+    return pickle.loads(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +415,11 @@ class ReadBatch:
 
     Attributes:
         clips: What was asked for.
-        frames: One uint8 [shape=(F, H, W, 3)] a clip; empty if the GPU decodes.
+        frames: One uint8 [shape=(F, C, H, W)] a clip; empty if the GPU decodes.
         sounds: One float32 [shape=(num_samples,)] a clip; zeros for a clip that failed.
         valid: The range of samples that exist in the medium, one a clip.
         errors: What went wrong, by place in the batch.
-        slots: Slots that it occupies.
+        slots: Slots that it occupies, all of one kind.
     """
 
     clips: Sequence[ClipRead]
@@ -294,7 +431,9 @@ class ReadBatch:
 
 
 class ReadAhead:
-    """Reads batches through a pool of workers, in order, as far ahead as there are free slots.
+    """Reads batches through a pool of workers, as far ahead as there are free slots: of each kind in the order given.
+
+    Clips that lie near each other in one file are read together.
 
     Batches may be taken in any order and from several threads. Each has to be released before its slots are used again.
 
@@ -306,18 +445,19 @@ class ReadAhead:
 
     def __init__(self, pool: WorkerPool, layout: SlotLayout, memory: SharedMemory) -> None:
         self._pool, self._layout, self._memory = pool, layout, memory
-        self._waiting: deque[tuple[int, Sequence[ClipRead]]] = deque()
-        self._free = list(range(layout.num_slots))
-        self._under_way: dict[int, tuple[Sequence[ClipRead], list[int], list[Future[tuple[int, int]]]]] = {}
+        self._queue = TaskQueue(pool)
+        self._kinds = {with_frames: _Kind(list(layout.slots(with_frames=with_frames))) for with_frames in (True, False)}
+        self._pictures_at_a_time = max(3 * _PIXELS_PER_TASK // math.prod(layout.frames_shape), 1)
+        self._under_way: dict[int, _UnderWay] = {}
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._wanted: dict[int, threading.Event] = {}  # batches that somebody waits for, and that have no slots yet
 
-    def add(self, batches: Iterable[tuple[int, Sequence[ClipRead]]]) -> None:
+    def add(self, batches: Iterable[tuple[int, Sequence[ClipRead]]], *, with_frames: bool) -> None:
         """Read these batches too, after those that were added before; each has the number by which it is taken."""
-        with self._changed:
-            self._waiting.extend(batches)
+        with self._lock:
+            self._kinds[with_frames].waiting.extend(batches)
             self._submit()
-            self._changed.notify_all()
 
     def take(self, number: int) -> ReadBatch:
         """Wait until the batch called `number` is read; each can be taken once.
@@ -325,65 +465,142 @@ class ReadAhead:
         Raises:
             StopIteration: If it is closed.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or number in self._under_way)
+        with self._lock:
+            begun = self._wanted[number] = threading.Event()
+            if self._closed or number in self._under_way:
+                begun.set()
+        begun.wait()
+        with self._lock:
+            del self._wanted[number]
             if self._closed:
                 raise StopIteration
-            clips, slots, futures = self._under_way.pop(number)
+            batch = self._under_way.pop(number)
         valid: list[tuple[int, int]] = []
         errors: dict[int, AVLoaderError] = {}
         sounds: list[npt.NDArray[np.float32]] = []
-        for place, (clip, slot, future) in enumerate(zip(clips, slots, futures, strict=True)):
+        for place, (clip, slot, result) in enumerate(zip(batch.clips, batch.slots, batch.results(), strict=True)):
             sound = self._layout.sound(self._memory.memory, slot)
-            try:
-                valid.append(future.result())
-            except AVLoaderError as error:
-                errors[place] = _with_place(error, clip)
+            if isinstance(result, AVLoaderError):
+                errors[place] = _with_place(result, clip)
                 sound[:] = 0.0
-                valid.append((0, 0))
+                result = (0, 0)
+            valid.append(result)
             sounds.append(sound)
-        shape = self._layout.frames_shape
-        frames = [self._layout.frames(self._memory.memory, slot) for slot in slots] if shape else []
-        return ReadBatch(clips, frames, sounds, valid, errors, slots)
+        frames = [
+            self._layout.frames(self._memory.memory, slot) for slot in batch.slots if slot < self._layout.num_slots
+        ]
+        return ReadBatch(batch.clips, frames, sounds, valid, errors, batch.slots)
 
     def release(self, batch: ReadBatch) -> None:
         """Give the slots of a batch back."""
-        with self._changed:
-            self._free.extend(batch.slots)
-            self._submit()
-            self._changed.notify_all()
+        self._free(batch.slots)
 
     def discard(self, numbers: Iterable[int]) -> None:
         """Give up batches that nobody will take, and use their slots for others."""
         unwanted = set(numbers)
-        with self._changed:
-            self._waiting = deque(batch for batch in self._waiting if batch[0] not in unwanted)
+        with self._lock:
+            for kind in self._kinds.values():
+                kind.waiting = deque(batch for batch in kind.waiting if batch[0] not in unwanted)
             given_up = [self._under_way.pop(number) for number in unwanted if number in self._under_way]
-        wait_for(future for _, _, futures in given_up for future in futures)  # until no worker writes there
-        with self._changed:
-            self._free.extend(slot for _, slots, _ in given_up for slot in slots)
-            self._submit()
-            self._changed.notify_all()
+        wait_for(future for batch in given_up for future in batch.futures)  # until no worker writes there
+        self._free([slot for batch in given_up for slot in batch.slots])
 
     def close(self) -> None:
         """Read no more, and wait until no worker writes into a slot."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            futures = [future for _, _, batch in self._under_way.values() for future in batch]
+            futures = [future for batch in self._under_way.values() for future in batch.futures]
             self._under_way.clear()
-            self._waiting.clear()
-            self._changed.notify_all()
+            for kind in self._kinds.values():
+                kind.waiting.clear()
+            for begun in self._wanted.values():
+                begun.set()
         for future in futures:
             future.cancel()
         wait_for(future for future in futures if not future.cancelled())
 
+    def _free(self, slots: Sequence[int]) -> None:
+        with self._lock:
+            for slot in slots:
+                self._kinds[slot < self._layout.num_slots].free.append(slot)
+            self._submit()
+
     def _submit(self) -> None:
-        with_frames = self._layout.frames_shape is not None
-        while self._waiting and len(self._free) >= len(self._waiting[0][1]):
-            number, clips = self._waiting.popleft()
-            slots = [self._free.pop() for _ in clips]
-            tasks = (clip.task(slot, with_frames=with_frames) for clip, slot in zip(clips, slots, strict=True))
-            self._under_way[number] = (clips, slots, [self._pool.submit(task) for task in tasks])
+        for with_frames, kind in self._kinds.items():
+            while kind.waiting and len(kind.free) >= len(kind.waiting[0][1]):
+                number, clips = kind.waiting.popleft()
+                slots = [kind.free.pop() for _ in clips]
+                read = self._read_clips if with_frames else self._read_sounds
+                self._under_way[number] = read(clips, slots)
+                if number in self._wanted:
+                    self._wanted[number].set()
+
+    def _read_clips(self, clips: Sequence[ClipRead], slots: list[int]) -> _UnderWay:
+        futures = [
+            self._queue.submit(
+                clip.task(slot, with_frames=True),
+                path=clip.media.path,
+                span=clip.decoded_span,
+                at_a_time=self._pictures_at_a_time,
+            )
+            for clip, slot in zip(clips, slots, strict=True)
+        ]
+        return _UnderWay(clips, slots, futures)
+
+    def _read_sounds(self, clips: Sequence[ClipRead], slots: list[int]) -> _UnderWay:
+        tasks = [clip.task(slot, with_frames=False) for clip, slot in zip(clips, slots, strict=True)]
+        groups = [tasks[first : first + _SOUNDS_PER_TASK] for first in range(0, len(tasks), _SOUNDS_PER_TASK)]
+        return _Sounds(clips, slots, [self._pool.submit(group) for group in groups], groups, self._queue)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Free slots of a kind, and the batches that wait for some."""
+
+    free: list[int]
+    waiting: deque[tuple[int, Sequence[ClipRead]]] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A batch that workers read: a future a clip."""
+
+    clips: Sequence[ClipRead]
+    slots: list[int]
+    futures: list[Future[Any]]
+
+    def results(self) -> Iterator[_Result]:
+        """What came of each clip."""
+        for future in self.futures:
+            yield _result_of(future)
+
+
+@dataclass(slots=True)
+class _Sounds(_UnderWay):
+    """A batch of which workers read only the sound: a future a group, since each clip takes little more than a future.
+
+    Attributes:
+        groups: The tasks of each future.
+        queue: Runs tasks again whose worker died.
+    """
+
+    groups: list[list[ReadTask]]
+    queue: TaskQueue
+
+    def results(self) -> Iterator[_Result]:
+        for group, future in zip(self.groups, self.futures, strict=True):
+            try:
+                yield from future.result()
+            except WorkerDied:  # perhaps over one of them
+                yield from map(_result_of, [self.queue.submit(task, path=None) for task in group])
+
+
+def _result_of(future: Future[Any]) -> _Result:
+    try:
+        result: _Result = future.result()
+    except AVLoaderError as error:
+        return error
+    return result
 
 
 class ReadPool:

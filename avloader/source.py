@@ -18,6 +18,7 @@ import av.stream
 from av.stream import Disposition
 
 from avloader.errors import MediaError
+from avloader.prepared import is_prepared
 
 __all__ = [
     "REENCODE",
@@ -168,7 +169,12 @@ def _is_cover_art(stream: av.VideoStream) -> bool:
 
 
 def _origin(container: av.container.InputContainer) -> Fraction:
-    """The container's start in seconds: the exact value behind its `start_time`, which is rounded to microseconds."""
+    """The container's start in seconds: the exact value behind its `start_time`, which is rounded to microseconds.
+
+    A prepared file says that its media time 0 is time stamp 0, even if nothing begins there.
+    """
+    if is_prepared(container.metadata):
+        return Fraction(0)
     starts = [
         stream.start_time * time_base
         for stream in container.streams

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,7 +18,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +25,7 @@ from avloader import records
 from avloader.annotations import Annotation, BadAnnotation
 from avloader.errors import ManifestError
 from avloader.media import AudioInfo, MediaInfo, VideoInfo
-from avloader.timeline import FrameTimes, round_half_up, seconds_to_samples, seconds_to_text
+from avloader.timeline import pts_to_seconds, round_half_up, seconds_to_samples, seconds_to_text
 
 __all__ = [
     "FOLDER_ENTRIES",
@@ -35,8 +35,8 @@ __all__ = [
     "TABLES",
     "Resolved",
     "TableWriter",
-    "end_of_frame",
     "file_digest",
+    "read_schema",
 ]
 
 SCHEMA_VERSION = 1
@@ -62,7 +62,7 @@ _CLIPS_SCHEMA = pa.schema(
 )
 # Derived, so that nobody has to read the tables of frame times to learn which media have one.
 _MEDIA_SCHEMA = records.arrow_schema(MediaInfo).append(pa.field("constant_times", pa.bool_()))
-TABLES = {"media.parquet": _MEDIA_SCHEMA, "clips.parquet": _CLIPS_SCHEMA}
+TABLES = {"media.arrow": _MEDIA_SCHEMA, "clips.parquet": _CLIPS_SCHEMA}
 FOLDER_ENTRIES = ("manifest.json", *TABLES, *_TEXTS, "links")
 _OFFSETS_HEADER = ("row", "path", "start_sample", "num_samples", "sample_rate", "start_seconds", "duration_seconds")
 _REJECTED_HEADER = ("line", "path", "start", "end", "label", "code", "message")
@@ -108,17 +108,18 @@ class TableWriter:
         self._labels = labels
         self._label_ids = label_ids
         self._media_ids: dict[str, int] = {}
-        self._media: list[MediaInfo] = []
+        self._media: list[dict[str, Any]] = []
         self._list_paths: dict[str, str] = {}
         self._columns: dict[str, list[Any]] = {name: [] for name in _CLIPS_SCHEMA.names}
-        self._num_rows = 0
+        self._num_rows = self._num_media = 0
         self._reasons: Counter[str] = Counter()
         self._first_rejection = self._first_code = ""
-        self._hashers = {name: hashlib.sha256() for name in _INTEGER_COLUMNS if name != "line"}
+        self._hashers = {name: hashlib.sha256() for name in (*_INTEGER_COLUMNS, "media") if name != "line"}
         self._files = ExitStack()
 
     def __enter__(self) -> TableWriter:
         self._clips = self._files.enter_context(pq.ParquetWriter(self._path("clips.parquet"), _CLIPS_SCHEMA))
+        self._media_table = self._files.enter_context(pa.ipc.new_file(self._path("media.arrow"), _MEDIA_SCHEMA))
         open_text = functools.partial(open, mode="w", encoding="utf-8", errors="backslashreplace", newline="")
         self._file_list = self._files.enter_context(open_text(self._path("file_list.txt")))
         self._offsets = csv.writer(self._files.enter_context(open_text(self._path("audio_offsets.csv"))))
@@ -134,9 +135,11 @@ class TableWriter:
         """Write a row."""
         annotation, times = resolved.annotation, resolved.video.times
         first, stop, audio = resolved.first_frame, resolved.stop_frame, resolved.audio
-        offset_ns = round_half_up(annotation.av_offset * 10**9)
-        start = times.seconds(first) - Fraction(offset_ns, 10**9)
-        duration = end_of_frame(times, stop - 1) - times.seconds(first)
+        offset_ns = round_half_up(annotation.av_offset * 10**9) if annotation.av_offset else 0
+        start = times.seconds(first)
+        if offset_ns:
+            start -= Fraction(offset_ns, 10**9)
+        duration = pts_to_seconds(times.end_pts(stop - 1) - times.pts(first), times.time_base)
         start_sample = seconds_to_samples(start - audio.start_seconds, audio.sample_rate)
         num_samples = seconds_to_samples(duration, audio.sample_rate)
         record = {
@@ -185,16 +188,16 @@ class TableWriter:
         if not self._num_rows:
             raise self._nothing_kept(options["annotations"])
         self._flush()
+        self._flush_media()
         self._files.close()
         fingerprint = hashlib.sha256("\n".join(self._labels).encode())
         for name, hasher in self._hashers.items():
             fingerprint.update(f"{name} {hasher.hexdigest()}\n".encode())
-        self._write_media(fingerprint)
         facts = {
             "schema_version": SCHEMA_VERSION,
             "options": options,
             "num_rows": self._num_rows,
-            "num_media": len(self._media),
+            "num_media": len(self._media_ids),
             "num_rejected": self._reasons.total(),
             "reasons": dict(self._reasons.most_common()),
             "labels": self._labels,
@@ -223,9 +226,15 @@ class TableWriter:
         return os.path.join(self._folder, name)
 
     def _media_id(self, medium: MediaInfo) -> int:
-        media_id = self._media_ids.setdefault(medium.path, len(self._media))
-        if media_id == len(self._media):
-            self._media.append(medium)
+        media_id = self._media_ids.setdefault(medium.path, len(self._media_ids))
+        if len(self._media_ids) > self._num_media:
+            self._num_media += 1
+            facts = {name: value for name, value in vars(medium).items() if name not in ("path", "mtime_ns")}
+            self._hashers["media"].update(json.dumps(facts, sort_keys=True, default=_plain).encode())
+            constant = None if medium.video is None else medium.video.times.is_constant
+            self._media.append(records.encode(medium) | {"constant_times": constant})
+            if len(self._media) == MEDIA_PER_CHUNK:
+                self._flush_media()
         return media_id
 
     def _list_path(self, path: str) -> str:
@@ -244,28 +253,17 @@ class TableWriter:
     def _flush(self) -> None:
         if not self._columns["line"]:
             return
-        for name, hasher in self._hashers.items():
-            hasher.update(np.asarray(self._columns[name], dtype="<i8").tobytes())
+        for name in _INTEGER_COLUMNS:
+            if name in self._hashers:
+                self._hashers[name].update(np.asarray(self._columns[name], dtype="<i8").tobytes())
         self._clips.write_batch(pa.RecordBatch.from_pydict(self._columns, schema=_CLIPS_SCHEMA))
         for column in self._columns.values():
             column.clear()
 
-    def _write_media(self, fingerprint: Any) -> None:
-        with pq.ParquetWriter(self._path("media.parquet"), _MEDIA_SCHEMA) as writer:
-            for begin in range(0, len(self._media), MEDIA_PER_CHUNK):
-                chunk = []
-                for medium in self._media[begin : begin + MEDIA_PER_CHUNK]:
-                    record = records.encode(medium)
-                    facts = {name: value for name, value in record.items() if name not in ("path", "mtime_ns")}
-                    fingerprint.update(json.dumps(facts, sort_keys=True, default=_to_list).encode())
-                    constant = None if medium.video is None else medium.video.times.is_constant
-                    chunk.append(record | {"constant_times": constant})
-                writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=_MEDIA_SCHEMA))
-
-
-def end_of_frame(times: FrameTimes, frame: int) -> Fraction:
-    """Media time at which the frame after `frame` begins, or the last one ends."""
-    return times.seconds(frame + 1) if frame + 1 < times.num_frames else times.stop_seconds
+    def _flush_media(self) -> None:
+        if self._media:
+            self._media_table.write_batch(pa.RecordBatch.from_pylist(self._media, schema=_MEDIA_SCHEMA))
+            self._media.clear()
 
 
 def file_digest(path: str) -> str:
@@ -277,9 +275,20 @@ def file_digest(path: str) -> str:
     return hasher.hexdigest()
 
 
+def read_schema(path: str) -> pa.Schema:
+    """The columns of a table, from its file."""
+    if path.endswith(".parquet"):
+        return pq.read_schema(path)
+    with pa.memory_map(path) as file:
+        return pa.ipc.open_file(file).schema
+
+
 def _percent(match: re.Match[str]) -> str:
     return quote(match.group())
 
 
-def _to_list(array: npt.NDArray[np.int64]) -> list[int]:
-    return [int(value) for value in array]
+def _plain(value: Any) -> Any:
+    """A fact as JSON can say it."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value.tolist() if isinstance(value, np.ndarray) else str(value)

@@ -10,7 +10,6 @@ Ranges are half-open everywhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -22,8 +21,10 @@ import numpy.typing as npt
 __all__ = [
     "ANNOTATION_TOLERANCE",
     "FrameTimes",
+    "divide_half_up",
     "parse_rational",
     "parse_seconds",
+    "pts_to_media_time",
     "pts_to_seconds",
     "round_half_up",
     "samples_to_seconds",
@@ -34,22 +35,32 @@ __all__ = [
 ANNOTATION_TOLERANCE = Fraction(1, 2000)
 """Half a millisecond: what a time loses when it is rounded to a millisecond, in a CSV or in a container."""
 
-_NANOSECOND = Fraction(1, 10**9)
-
 
 def round_half_up(value: Fraction | int) -> int:
     """The nearest integer, halves upwards: floor(value + 1/2). The only rounding rule of the package."""
-    return math.floor(value + Fraction(1, 2))
+    return divide_half_up(value.numerator, value.denominator)
+
+
+def divide_half_up(dividend: int, divisor: int) -> int:
+    """The integer nearest to dividend / divisor, halves upwards; divisor > 0."""
+    return (2 * dividend + divisor) // (2 * divisor)
 
 
 def pts_to_seconds(pts: int, time_base: Fraction) -> Fraction:
     """Seconds on the stream's own clock."""
-    return pts * time_base
+    return Fraction(pts * time_base.numerator, time_base.denominator)
+
+
+def pts_to_media_time(pts: int, time_base: Fraction, origin: Fraction) -> Fraction:
+    """Seconds on the media timeline; `origin` is the container's start in seconds on the stream's clock."""
+    # In integers: a `Fraction` reduces after every step, and millions of rows are resolved.
+    seconds = int(pts) * time_base.numerator * origin.denominator - origin.numerator * time_base.denominator
+    return Fraction(seconds, time_base.denominator * origin.denominator)
 
 
 def seconds_to_samples(seconds: Fraction, sample_rate: int) -> int:
     """Index of the audio sample nearest to `seconds` after sample 0."""
-    return round_half_up(seconds * sample_rate)
+    return divide_half_up(seconds.numerator * sample_rate, seconds.denominator)
 
 
 def samples_to_seconds(num_samples: int, sample_rate: int) -> Fraction:
@@ -84,7 +95,7 @@ def parse_seconds(value: object) -> Fraction:
 
 def seconds_to_text(seconds: Fraction) -> str:
     """Decimal seconds rounded to a nanosecond, without trailing zeros: "1.5", "0.033366667"."""
-    nanoseconds = round_half_up(seconds / _NANOSECOND)
+    nanoseconds = divide_half_up(seconds.numerator * 10**9, seconds.denominator)
     sign = "-" if nanoseconds < 0 else ""
     whole, rest = divmod(abs(nanoseconds), 10**9)
     return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"
@@ -175,7 +186,11 @@ class FrameTimes:
 
     def pts_to_media_time(self, pts: int) -> Fraction:
         """Media time of a pts of this stream."""
-        return pts * self.time_base - self.origin
+        return pts_to_media_time(pts, self.time_base, self.origin)
+
+    def end_pts(self, index: int) -> int:
+        """Pts at which frame `index` ends: that of the next one, or the last one's own and its duration."""
+        return self.pts(index + 1) if index + 1 < self.num_frames else self.pts(index) + self.step_pts
 
     def seconds(self, index: int) -> Fraction:
         """Media time at which frame `index` is shown."""
@@ -189,11 +204,11 @@ class FrameTimes:
     @property
     def stop_seconds(self) -> Fraction:
         """Media time at which the last frame ends."""
-        return self.pts_to_media_time(self.pts(self.num_frames - 1) + self.step_pts)
+        return self.pts_to_media_time(self.end_pts(self.num_frames - 1))
 
     def first_frame_from(self, seconds: Fraction) -> int:
         """Index of the first frame shown at or after `seconds`; `num_frames` if there is none."""
-        return self._first_pts_index(math.ceil((seconds + self.origin) / self.time_base))
+        return self._first_frame_from(seconds, self.origin)
 
     def frames_between(self, start: Fraction, end: Fraction | None) -> tuple[int, int]:
         """The frames [first, stop) whose presentation time lies in [start, end).
@@ -205,8 +220,9 @@ class FrameTimes:
             start: Media time.
             end: Media time, or None for the end of the medium.
         """
-        first = self.first_frame_from(start - ANNOTATION_TOLERANCE)
-        stop = self.num_frames if end is None else self.first_frame_from(end - ANNOTATION_TOLERANCE)
+        origin = self.origin - ANNOTATION_TOLERANCE
+        first = self._first_frame_from(start, origin)
+        stop = self.num_frames if end is None else self._first_frame_from(end, origin)
         return first, max(first, stop)
 
     def nearest_frame(self, seconds: Fraction) -> int:
@@ -217,6 +233,12 @@ class FrameTimes:
         if after == self.num_frames:
             return self.num_frames - 1
         return after if self.seconds(after) - seconds < seconds - self.seconds(after - 1) else after - 1
+
+    def _first_frame_from(self, seconds: Fraction, origin: Fraction) -> int:
+        tick = self.time_base
+        on_clock = seconds.numerator * origin.denominator + origin.numerator * seconds.denominator
+        ticks = on_clock * tick.denominator, seconds.denominator * origin.denominator * tick.numerator
+        return self._first_pts_index(-(-ticks[0] // ticks[1]))  # the next whole tick
 
     def _first_pts_index(self, pts: int) -> int:
         if self.table is None:

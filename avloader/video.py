@@ -14,15 +14,22 @@ import av.container
 import av.error
 import numpy as np
 import numpy.typing as npt
+from av.video.plane import VideoPlane
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from avloader.errors import DecodeError
+from avloader.pictures import PictureOptions
 from avloader.source import open_container
 
 __all__ = ["VideoReader"]
 
 # Decoders that leave out non-reference frames on demand without a trace in the other frames.
 _SKIPPING_CODECS = frozenset({"h264", "hevc"})
+
+_PLAIN_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+
+_Planes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]  # red, green, blue
+_Places = dict[int, list[tuple[tuple[int, int], npt.NDArray[np.uint8]]]]  # by pts: corners, and where they go
 
 _CHEAPER_THAN_SEEK = 4  # frames before the next key frame that are decoded rather than left out by a seek
 
@@ -34,7 +41,7 @@ class VideoReader:
         path: The medium.
         stream_index: The video stream in its container.
         keyframe_pts: int64, sorted; pts of key frames from which decoding can start (`VideoInfo.keyframe_pts`).
-        size: (height, width) to scale to, or None for the stored size.
+        picture: What is made of each picture; None: RGB of the stored size.
         num_threads: Threads of the codec.
 
     Raises:
@@ -47,17 +54,15 @@ class VideoReader:
         *,
         stream_index: int,
         keyframe_pts: npt.NDArray[np.int64],
-        size: tuple[int, int] | None = None,
+        picture: PictureOptions | None = None,
         num_threads: int = 1,
     ) -> None:
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise ValueError(f"size must be (height, width) of at least 1 pixel, got {size!r}")
         if num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, got {num_threads}")
         self._path = path
         self._stream_index = stream_index
         self._keyframe_pts = np.asarray(keyframe_pts, dtype=np.int64)
-        self._size = size
+        self._picture = picture or PictureOptions()
         self._num_threads = num_threads
         self._reformatter = VideoReformatter()
         self._container: av.container.InputContainer | None = None
@@ -68,42 +73,64 @@ class VideoReader:
         except _ReadError as failure:
             raise self._error(failure) from failure.__cause__
 
-    def read(self, pts: Sequence[int], out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-        """The frames with these pts, as RGB.
+    def read(
+        self, pts: Sequence[int], *, corner: tuple[int, int] = (0, 0), out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The frames with these pts.
 
         Args:
             pts: Non-decreasing; a pts may repeat.
-            out: uint8 [shape=(len(pts), H, W, 3)] to write into; None: a new array.
+            corner: (top, left) of what is cut out of the scaled picture (`PictureOptions.corner`).
+            out: uint8 [shape=(len(pts), C, H, W)] to write into; None: a new array.
 
         Returns:
-            uint8 [shape=(len(pts), H, W, 3)], bit-identical before scaling to a plain linear decode.
+            uint8 [shape=(len(pts), C, H, W)], bit-identical before scaling to a plain linear decode.
 
         Raises:
             DecodeError: If a frame cannot be had; nothing is substituted.
         """
         if self._closed:
             raise ValueError(f"the reader of {self._path} is closed")
-        wanted = [int(stamp) for stamp in pts]
-        if any(after < before for before, after in itertools.pairwise(wanted)):
-            raise ValueError(f"pts must not decrease, got {wanted}")
-        shape = (len(wanted), *self._shape, 3)
         if out is None:
-            out = np.empty(shape, dtype=np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8:
-            raise ValueError(f"out must be uint8 of shape {shape}, got {out.dtype} of shape {out.shape}")
-        if not wanted:
-            return out
-        failure: _ReadError | None = None
-        for start in self._starts(wanted[0]):
-            try:
-                self._go_to(start)
-                self._decode(wanted, out, start)
-                return out
-            except _ReadError as found:
-                failure = found
-                self._release()  # flushing does not rid a decoder of everything that damage leaves in it
-        assert failure is not None
-        raise self._error(failure) from failure.__cause__
+            out = np.empty((len(pts), self._picture.num_channels, *self._size), dtype=np.uint8)
+        self.read_together([(pts, corner, out)])
+        return out
+
+    def read_together(self, requests: Sequence[tuple[Sequence[int], tuple[int, int], npt.NDArray[np.uint8]]]) -> None:
+        """What `read` does with each (pts, corner, out), but what several need is decoded and converted once.
+
+        Raises:
+            DecodeError: If any of the frames cannot be had.
+        """
+        if self._closed:
+            raise ValueError(f"the reader of {self._path} is closed")
+        places: _Places = {}
+        for pts, corner, out in requests:
+            fits = [0 <= at <= whole - part for at, part, whole in zip(corner, self._size, self._shape, strict=True)]
+            if not all(fits):
+                raise ValueError(f"corner={corner} leaves no room for {self._size} in a picture of {self._shape}")
+            shape = (len(pts), self._picture.num_channels, *self._size)
+            if out.shape != shape or out.dtype != np.uint8:
+                raise ValueError(f"out must be uint8 of shape {shape}, got {out.dtype} of shape {out.shape}")
+            if any(after < before for before, after in itertools.pairwise(pts)):
+                raise ValueError(f"pts must not decrease, got {list(pts)}")
+            for stamp, frame in zip(pts, out, strict=True):
+                places.setdefault(int(stamp), []).append((corner, frame))
+        if not places:
+            return
+        for wanted in self._runs(sorted(places)):
+            failure: _ReadError | None = None
+            for start in self._starts(wanted[0]):
+                try:
+                    self._go_to(start)
+                    self._decode(wanted, places, start)
+                    break
+                except _ReadError as found:
+                    failure = found
+                    self._release()  # flushing does not rid a decoder of everything that damage leaves in it
+            else:
+                assert failure is not None
+                raise self._error(failure) from failure.__cause__
 
     def close(self) -> None:
         """Close the file; calling it twice is harmless."""
@@ -145,7 +172,8 @@ class VideoReader:
         self._can_skip = context.codec.name in _SKIPPING_CODECS
         # VP8 has packets that only refresh a reference.
         self._owes_every_frame = context.codec.name != "vp8"
-        self._shape = self._size or (context.height, context.width)
+        self._shape = self._picture.scaled((context.height, context.width))
+        self._size = self._picture.size or self._shape
         self._is_fresh = True
         self._restart()
 
@@ -177,6 +205,16 @@ class VideoReader:
         return f"{float(pts * self._seconds_per_tick):.3f} s (pts {pts})"
 
     # Where to start ---------------------------------------------------------------------------------------------------
+
+    def _runs(self, wanted: list[int]) -> list[list[int]]:
+        """Frames that increase, parted where a seek to a key frame costs less than decoding up to it."""
+        runs = [wanted[:1]]
+        index = np.searchsorted(self._keyframe_pts, wanted, side="right") - 1
+        for after, key in zip(wanted[1:], index[1:].tolist(), strict=True):
+            if key >= 0 and self._keyframe_pts[key] > runs[-1][-1] + self._reach:
+                runs.append([])
+            runs[-1].append(after)
+        return runs
 
     def _starts(self, first: int) -> Iterator[_Start]:
         """Where to decode from to get the frame `first`: the cheapest place first, at last the start of the file."""
@@ -238,13 +276,13 @@ class VideoReader:
 
     # Decoding ---------------------------------------------------------------------------------------------------------
 
-    def _decode(self, wanted: list[int], out: npt.NDArray[np.uint8], start: _Start) -> None:
-        """Fill `out` with frames, from the next packet on.
+    def _decode(self, wanted: list[int], places: _Places, start: _Start) -> None:
+        """Write the frames `wanted`, which increase, to where they belong, decoding from the next packet on.
 
         Raises:
             _ReadError: If a frame did not come, or came damaged, or may refer to a damaged one.
         """
-        place, last, shown = 0, wanted[-1], set(wanted)
+        place, last = 0, wanted[-1]
         # The wanted frames may refer to frames up to here: these must come out too, to show whether they are whole.
         horizon = max(last, self._highest) if self._highest is not None else last
         while place < len(wanted) or self._newest is None or self._newest < horizon:
@@ -255,11 +293,10 @@ class VideoReader:
                     continue
                 if shown_pts > wanted[place]:
                     raise _ReadError(f"there is no frame at {self._time(wanted[place])}")
-                self._convert(frame, out[place])
-                first, place = place, place + 1
-                while place < len(wanted) and wanted[place] == shown_pts:
-                    out[place] = out[first]
-                    place += 1
+                planes = self._planes(frame)
+                for corner, picture in places[shown_pts]:
+                    self._cut(planes, corner, picture)
+                place += 1
                 continue
             packet = self._next_packet()
             if packet is None:
@@ -268,7 +305,7 @@ class VideoReader:
                 self._position = None  # the decoder is drained: it cannot go on
                 break
             stamp = _stamp(packet)
-            self._feed(packet, start, may_skip=stamp is not None and stamp < last and stamp not in shown)
+            self._feed(packet, start, may_skip=stamp is not None and stamp < last and stamp not in places)
             if stamp is not None and stamp <= last and self._highest is not None:
                 horizon = max(horizon, self._highest)
         if self._damage is not None and self._damage <= horizon:
@@ -314,18 +351,55 @@ class VideoReader:
     def _note_damage(self, pts: int) -> None:
         self._damage = pts if self._damage is None else min(self._damage, pts)
 
-    def _convert(self, frame: av.VideoFrame, out: npt.NDArray[np.uint8]) -> None:
-        """Write `frame` as RGB to `out`, uint8 [shape=(H, W, 3)]."""
+    def _planes(self, frame: av.VideoFrame) -> _Planes:
+        """Red, green and blue of the whole picture, scaled, each uint8 [shape=(height, width)]."""
         height, width = self._shape
-        if self._size is None:
-            if (frame.height, frame.width) != self._shape:
-                raise _ReadError(f"the size of the picture changes to {frame.width} x {frame.height}")
-            picture = self._reformatter.reformat(frame, format="rgb24")
-        else:
-            picture = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR)
-        plane = picture.planes[0]
-        rows: npt.NDArray[np.uint8] = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        out.reshape(height, 3 * width)[:] = rows[:height, : 3 * width]
+        is_stored = (frame.height, frame.width) == self._shape
+        if self._picture.size is None and not is_stored:
+            raise _ReadError(f"the size of the picture changes to {frame.width} x {frame.height}")
+        # Planes are what is wanted, and where FFmpeg has a way of its own to them, they come soonest. But without
+        # scaling, that one alone gives the values of rgb24, and (FFmpeg 8) it leaves out columns of other widths.
+        is_planar = not is_stored or (frame.format.name in _PLAIN_FORMATS and width % 16 == 0 and height % 2 == 0)
+        picture = self._reformatter.reformat(
+            frame,
+            width,
+            height,
+            "gbrp" if is_planar else "rgb24",
+            interpolation=Interpolation.BICUBIC if self._picture.interpolation == "bicubic" else Interpolation.BILINEAR,
+            threads=1,
+        )
+        if is_planar:
+            green, blue, red = (_rows(plane)[:height, :width] for plane in picture.planes)
+            return red, green, blue
+        pixels = _rows(picture.planes[0])[:height, : 3 * width]
+        return pixels[:, 0::3], pixels[:, 1::3], pixels[:, 2::3]
+
+    def _cut(self, planes: _Planes, corner: tuple[int, int], out: npt.NDArray[np.uint8]) -> None:
+        """Write what is cut out of a picture to `out`, uint8 [shape=(C, H, W)]."""
+        top, left = corner
+        height, width = self._size
+        red, green, blue = (plane[top : top + height, left : left + width] for plane in planes)
+        if self._picture.color == "grey":
+            out[0] = _grey(red, green, blue)
+            return
+        for channel, plane in enumerate((blue, green, red) if self._picture.color == "bgr" else (red, green, blue)):
+            out[channel] = plane
+
+
+def _rows(plane: VideoPlane) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+
+
+def _grey(
+    red: npt.NDArray[np.uint8], green: npt.NDArray[np.uint8], blue: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint32]:
+    """0.299 red + 0.587 green + 0.114 blue, rounded."""
+    total = np.multiply(red, 19595, dtype=np.uint32)
+    total += np.multiply(green, 38470, dtype=np.uint32)
+    total += np.multiply(blue, 7471, dtype=np.uint32)
+    total += 1 << 15
+    total >>= 16
+    return total
 
 
 class _Start(NamedTuple):

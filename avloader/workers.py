@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import importlib
 import mmap
 import os
@@ -102,6 +103,9 @@ class WorkerPool:
         num_workers: Processes, > 0.
         memory: Shared memory, handed to the class as a writable buffer; None: none.
 
+    Attributes:
+        num_workers: Processes.
+
     A worker that dies fails the task that it ran with `WorkerDied`, and is replaced.
     """
 
@@ -109,7 +113,8 @@ class WorkerPool:
         if num_workers < 1:
             raise ValueError(f"num_workers={num_workers} must be at least 1")
         self._make_worker: Callable[[], _Worker] = lambda: _Worker(target, init, memory)
-        self._waiting: deque[tuple[Any, Future[Any]]] = deque()
+        self.num_workers = num_workers
+        self._waiting: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._lock = threading.RLock()  # the garbage collector may close a pool from anywhere
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
@@ -121,11 +126,19 @@ class WorkerPool:
 
     def submit(self, task: Any) -> Future[Any]:
         """Queue a task; the future holds its result or its exception."""
+        return self.submit_later(lambda: task)
+
+    def submit_later(self, make: Callable[[], Any]) -> Future[Any]:
+        """Queue a task that is made when a worker is free for it, by the pool's thread; None: there is none any more.
+
+        Returns:
+            Its result or its exception; cancelled if there was no task.
+        """
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the worker pool is closed")
-            self._waiting.append((task, future))
+            self._waiting.append((make, future))
             self._wake()
         return future
 
@@ -212,8 +225,12 @@ class WorkerPool:
             with self._lock:
                 if not self._waiting:
                     return
-                task, future = self._waiting.popleft()
+                make, future = self._waiting.popleft()
             if future.cancelled():
+                continue
+            task = make()
+            if task is None:
+                future.cancel()
                 continue
             worker.sent.append((task, future))
             try:
@@ -242,8 +259,13 @@ class WorkerPool:
             _, future = worker.sent.popleft()
             _fail(future, WorkerDied(f"the worker process that read it ended with {cause}"))
         with self._lock:
-            self._waiting.extendleft(reversed(worker.sent))  # it had not begun with these
+            for task, future in reversed(worker.sent):  # it had not begun with these
+                self._waiting.appendleft((functools.partial(_same, task), future))
         self._workers[self._workers.index(worker)] = self._make_worker()
+
+
+def _same(task: Any) -> Any:
+    return task
 
 
 def _fail(future: Future[Any], error: BaseException) -> None:

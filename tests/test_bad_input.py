@@ -527,14 +527,14 @@ REFUSED = (
     ),
     _bad_manifest(
         "tampered_media",
-        ("media.parquet", "content was changed", REBUILD),
-        lambda r: keep_time(r.out / "media.parquet", _flip_byte),
+        ("media.arrow", "content was changed", REBUILD),
+        lambda r: keep_time(r.out / "media.arrow", _flip_byte),
     ),
     _bad_manifest("truncated_table", ("clips.parquet", "bytes", REBUILD), lambda r: _cut_file(r.out / "clips.parquet")),
     _bad_manifest(
         "missing_table_of_the_manifest",
-        ("media.parquet", "missing", REBUILD),
-        lambda r: (r.out / "media.parquet").unlink(),
+        ("media.arrow", "missing", REBUILD),
+        lambda r: (r.out / "media.arrow").unlink(),
     ),
     _bad_manifest(
         "another_schema_version",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from avloader.annotations import FORMATS
 from avloader.cli import main
 from avloader.demo import demo_clip
 
-COMMANDS = ["demo", "manifest", "inspect", "check", "preview"]
+COMMANDS = ["demo", "manifest", "inspect", "check", "preview", "presets", "bench"]
 
 
 # The commands run from other folders; where the package is not installed, they find it here.
@@ -108,6 +109,13 @@ def test_help_imports_nothing_heavy():
         ["check", "out", "--sample", "-1"],
         ["preview", "out"],
         ["preview", "out", "--output", "a.png", "--row", "first"],
+        ["bench"],
+        ["bench", "out", "--batch-size", "0"],
+        ["bench", "out", "--size", "224"],
+        ["bench", "out", "--size", "224,0"],
+        ["bench", "out", "--fps", "fast"],
+        ["bench", "out", "--decode", "gpu"],
+        ["bench", "out", "--seconds", "long"],
     ],
 )
 def test_a_wrong_argument_is_told_in_one_line_and_exits_with_2(arguments, capsys):
@@ -167,6 +175,7 @@ def test_an_unknown_format_is_refused_with_those_that_exist(table, capsys):
         ["check", "missing"],
         ["preview", "missing", "--output", "a.png"],
         ["demo", "--device", "quantum"],
+        ["bench", "missing"],
     ],
     ids=" ".join,
 )
@@ -272,6 +281,58 @@ def test_preview_into_a_folder_that_is_not_there_is_an_error(manifest, tmp_path,
     assert "none/a.png" in _error_line(capsys)
 
 
+def test_bench_as_json_measures_what_it_was_asked_for(manifest, capsys):
+    options = ["--batch-size", "2", "--num-frames", "4", "--stride", "2", "--fps", "12.5", "--size", "48,64"]
+    fixed = ["--sample-rate", "8000", "--device", "cpu", "--decode", "cpu", "--workers", "1", "--seconds", "0.3"]
+    assert main(["bench", str(manifest), *options, *fixed, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    report = json.loads(captured.out)
+    assert report["manifest"] == str(manifest)
+    assert report["rows"] == 3
+    assert report["engine"].startswith("the CPU decodes as asked")
+    assert report["decoder"] == "libavcodec in 1 process"
+    assert report["clips_per_second"] * report["seconds"] == pytest.approx(report["clips"])
+    assert report["frames_per_second"] == pytest.approx(4 * report["clips_per_second"])
+    assert 0 < report["clips"] <= 2 * report["batches"]
+    assert report["gpu_memory_bytes"] is None
+
+
+def test_bench_prints_a_table_of_the_figures(manifest, capsys):
+    options = ["--num-frames", "4", "--size", "stored", "--device", "cpu", "--workers", "2", "--seconds", "0.3"]
+    assert main(["bench", str(manifest), *options]) == 0
+    out = capsys.readouterr().out
+    for pattern in (
+        r"^rate +[\d,.]+ clips/s +\d+ clips? in ",
+        r"^ +[\d,]+ frames/s$",
+        r"^decoder alone +[\d,.]+ clips/s +libavcodec in 2 processes$",
+        r"^share of it +\d+%",
+        r"^first batch +[\d.]+ s ",
+        r"^waits, median +[\d,.]+ ms +of \d+ steps?$",
+        r"^waits, 99 % +[\d,.]+ ms ",
+        r"^memory +[\d,]+ MB ",
+        r"^engine +the CPU decodes because ",
+    ):
+        assert re.search(pattern, out, re.MULTILINE), (pattern, out)
+    assert "skipped" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (["--seconds", "0"], "--seconds=0.0 must be above 0"),
+        (["--device", "quantum"], "--device='quantum'"),
+        (["--device", "cpu", "--decode", "nvdec"], '--decode="nvdec" needs a GPU'),
+        (["--device", "cpu", "--num-frames", "1000"], "no row holds a clip"),
+    ],
+)
+def test_what_bench_cannot_measure_is_told_in_one_line(options, cause, manifest, capsys):
+    assert main(["bench", str(manifest), *options]) == 2
+    line = _error_line(capsys)
+    assert line.startswith("avloader bench: error: ")
+    assert cause in line
+
+
 def test_the_demo_delivers_the_right_frames_with_the_right_sound(tmp_path):
     done = _run("demo", "--device", "cpu", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -313,7 +374,7 @@ def test_ctrl_c_exits_with_130_and_without_traceback(tmp_path):
     assert errors.strip().endswith("avloader: stopped")
 
 
-def test_without_dali_and_torch_all_but_the_demo_works(manifest, tmp_path):
+def test_without_dali_and_torch_all_but_demo_and_bench_works(manifest, tmp_path):
     code = """
 import sys
 
@@ -338,7 +399,8 @@ sys.exit(main(sys.argv[1:]))
     ):
         done = run(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
-    done = run("demo", "--output", str(tmp_path / "demo"))
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "needs the package 'torch'" in done.stderr
+    for arguments in (["demo", "--output", str(tmp_path / "demo")], ["bench", str(manifest)]):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "needs the package 'torch'" in done.stderr

@@ -39,6 +39,7 @@ def _batch(frames: npt.NDArray[np.uint8], sound: npt.NDArray[np.float32], start:
         audio_start_seconds=torch.full((1,), start, dtype=torch.float64),
         audio_valid=torch.tensor([[0, 16000]]),
         offset_seconds=torch.zeros(1, dtype=torch.float64),
+        audio_row=torch.zeros(1, dtype=torch.int64),
     )
 
 

@@ -10,7 +10,6 @@ import math
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -18,7 +17,7 @@ import librosa
 import numpy as np
 import pytest
 import scipy.fft
-from nvidia.dali import Pipeline, fn, types
+from feature_runs import DEVICES, RATE, compute, sound
 
 from avloader.features import (
     MFCC,
@@ -30,34 +29,10 @@ from avloader.features import (
     Spectrogram,
 )
 
-DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
-RATE = 16000
-
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(440)
-
-
-def sound(rng: np.random.Generator, num_samples: int) -> np.ndarray:
-    """Noise, loud at first and then soft, with a steady tone."""
-    seconds = np.arange(num_samples) / RATE
-    noise = rng.standard_normal(num_samples) * np.linspace(0.3, 0.003, num_samples)
-    return (noise + 0.1 * np.sin(2 * np.pi * 440 * seconds)).astype(np.float32)
-
-
-def compute(feature: Feature, clips: Sequence[np.ndarray], device: str, rate: int = RATE) -> list[np.ndarray]:
-    """The feature of each clip, in one batch."""
-    pipe = Pipeline(
-        batch_size=len(clips), num_threads=1, device_id=0 if device == "gpu" else None, prefetch_queue_depth=1
-    )
-    with pipe:
-        audio = fn.external_source(name="audio", dtype=types.FLOAT, ndim=1)
-        pipe.set_outputs(feature.build(audio, device=device, sample_rate=rate))
-    pipe.build()
-    pipe.feed_input("audio", list(clips))
-    (batch,) = pipe.run()
-    return [np.array(row) for row in (batch.as_cpu() if device == "gpu" else batch)]
 
 
 def stft(audio: np.ndarray, feature: Feature) -> np.ndarray:

@@ -14,21 +14,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 import truth
 from conftest import TruthMedia
 
 import avloader
-from avloader.errors import AnnotationError, ManifestError
+from avloader.errors import AnnotationError, ManifestError, MediaError
 from avloader.manifest import Manifest, build_manifest
 from avloader.media import probe
+from avloader.probing import ProbedMedia, probe_all
 from avloader.timeline import seconds_to_samples
 
 HEADER = ("path", "start", "end", "label")
@@ -331,7 +332,7 @@ def test_a_manifest_that_a_killed_build_had_moved_away_comes_back(media: Path) -
     assert not litter.exists()
 
 
-@pytest.mark.parametrize("name", ["media.parquet", "clips.parquet"])
+@pytest.mark.parametrize("name", ["media.arrow", "clips.parquet"])
 def test_a_tampered_table_is_refused(media: Path, name: str) -> None:
     path = Path(build(media, [("mp4_25.mp4", 0, 1, "x")]).path, name)
     content = bytearray(path.read_bytes())
@@ -341,9 +342,7 @@ def test_a_tampered_table_is_refused(media: Path, name: str) -> None:
         Manifest.open(path.parent)
 
 
-@pytest.mark.parametrize(
-    "name", ["media.parquet", "clips.parquet", "file_list.txt", "audio_offsets.csv", "rejected.csv"]
-)
+@pytest.mark.parametrize("name", ["media.arrow", "clips.parquet", "file_list.txt", "audio_offsets.csv", "rejected.csv"])
 def test_a_truncated_or_missing_file_is_refused(media: Path, name: str) -> None:
     path = Path(build(media, [("mp4_25.mp4", 0, 1, "x")]).path, name)
     os.truncate(path, path.stat().st_size - 1)
@@ -372,13 +371,14 @@ def test_another_schema_is_refused(media: Path, change: dict[str, Any], message:
 
 def test_tables_without_a_column_are_refused(media: Path) -> None:
     folder = Path(build(media, [("mp4_25.mp4", 0, 1, "x")]).path)
-    table = pq.read_table(folder / "media.parquet")
-    pq.write_table(table.drop_columns(["origin"]), folder / "media.parquet")
+    table = pa.ipc.open_file((folder / "media.arrow").read_bytes()).read_all().drop_columns(["origin"])
+    with pa.ipc.new_file(folder / "media.arrow", table.schema) as writer:
+        writer.write_table(table)
     facts = json.loads((folder / "manifest.json").read_text())
-    content = (folder / "media.parquet").read_bytes()
-    facts["files"]["media.parquet"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    content = (folder / "media.arrow").read_bytes()
+    facts["files"]["media.arrow"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(facts))
-    with pytest.raises(ManifestError, match=r"media\.parquet: it lacks the columns origin, another version"):
+    with pytest.raises(ManifestError, match=r"media\.arrow: it lacks the columns origin, another version"):
         Manifest.open(folder)
 
 
@@ -461,18 +461,24 @@ def test_a_wrong_number_of_workers_is_refused(media: Path, num_workers: int) -> 
 
 
 def test_progress_shows_only_when_asked_for_and_slow(media: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from avloader.manifest import _with_progress
+    class Slowly:
+        """Two paths that come late, as those of big media do."""
 
-    def slowly() -> Any:
-        for _ in range(3):
-            time.sleep(0.8)
-            yield None
+        def __len__(self) -> int:
+            return 3
 
-    assert list(_with_progress(slowly(), 3, True)) == [None] * 3
-    assert "Probing media" in capfd.readouterr().err
-    build(media, [("mp4_25.mp4", 0, 1, "x")])
-    assert list(_with_progress(slowly(), 3, None)) == [None] * 3
-    assert capfd.readouterr().err == ""
+        def __iter__(self) -> Iterator[str]:
+            for number in range(3):
+                time.sleep(0.8)
+                yield str(media / f"none{number}.mp4")
+
+    with ProbedMedia(str(media.parent)) as found:
+        probe_all(Slowly(), found, num_workers=1, progress=True)  # type: ignore[arg-type]
+        assert "Probing media" in capfd.readouterr().err
+        assert isinstance(found.get(str(media / "none2.mp4")), MediaError)
+        build(media, [("mp4_25.mp4", 0, 1, "x")])
+        probe_all(Slowly(), found, num_workers=1, progress=None)  # type: ignore[arg-type]
+        assert capfd.readouterr().err == ""
 
 
 def test_a_null_in_a_path_is_rejected(media: Path) -> None:

@@ -202,6 +202,7 @@ def _batch(frames: torch.Tensor) -> AVBatch:
         audio_start_seconds=torch.tensor([0, 3.01], dtype=torch.float64),
         audio_valid=torch.tensor([[0, 3200], [100, 3200]]),
         offset_seconds=torch.zeros(2, dtype=torch.float64),
+        audio_row=torch.tensor([4, 7]),
     )
 
 

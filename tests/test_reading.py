@@ -1,22 +1,25 @@
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import TruthMedia
 from truth import linear_window
 
+from avloader.errors import DecodeError
 from avloader.media import probe
-from avloader.reading import ClipRead, ReadPool, SlotLayout, SoundWindow
+from avloader.reading import ClipRead, ClipReader, ReadPool, SlotLayout, SoundWindow
 
 NUM_SAMPLES = 4800
 
 
 @pytest.fixture
 def pool() -> Iterator[ReadPool]:
-    pool = ReadPool(SlotLayout(2, None, NUM_SAMPLES), num_workers=2)
+    pool = ReadPool(SlotLayout((1, 2, 2, 3), NUM_SAMPLES, num_slots=0, num_sound_slots=2), num_workers=2)
     yield pool
     pool.close()
 
@@ -29,10 +32,36 @@ def clip_at(path: Path, row: int) -> ClipRead:
     return ClipRead(row, media, (25 * row,), sound)
 
 
+def test_clips_that_are_read_together_are_what_each_is_alone(truth_media: TruthMedia) -> None:
+    media = probe(truth_media["mp4_25"])
+    assert media.video is not None
+    starts = [100, 92, 140, 100, 3, 200, 101]  # some overlap, some share a group of pictures, some share nothing
+    layout = SlotLayout((4, 3, 32, 64), NUM_SAMPLES, num_slots=len(starts), num_sound_slots=0)
+    tasks = []
+    for slot, start in enumerate(starts):
+        sound = SoundWindow.at(media, media.video.times.seconds(start), num_samples=NUM_SAMPLES, sample_rate=16000)
+        tasks.append(ClipRead(slot, media, tuple(range(start, start + 8, 2)), sound).task(slot, with_frames=True))
+    tasks[3] = replace(tasks[3], frame_pts=(tasks[3].frame_pts[0] + 1,) * 4)  # there is no such frame
+    memories = [mmap.mmap(-1, layout.num_bytes) for _ in range(2)]
+    together = ClipReader(layout, memories[0])(tasks)
+    alone = [ClipReader(layout, memories[1])([task])[0] for task in tasks]
+    for slot, (result, expected) in enumerate(zip(together, alone, strict=True)):
+        if slot == 3:
+            assert isinstance(result, DecodeError)
+            assert result.row == 3
+            assert str(result) == str(expected)
+            continue
+        assert result == expected == (0, NUM_SAMPLES)
+        for part in (layout.frames, layout.sound):
+            got, wanted = (part(memory, slot) for memory in memories)
+            assert wanted.any()
+            assert (got == wanted).all(), slot
+
+
 def test_batches_come_by_number_with_the_sound_of_their_clips(truth_media: TruthMedia, pool: ReadPool) -> None:
     path = truth_media["mp4_25"]
     ahead = pool.read()
-    ahead.add((number, [clip_at(path, number)]) for number in range(6))
+    ahead.add(((number, [clip_at(path, number)]) for number in range(6)), with_frames=False)
     for number in (1, 0, 2, 3, 4, 5):  # out of order as far as the two slots allow
         batch = ahead.take(number)
         expected = linear_window(path, probe(path).video.times.seconds(25 * number), NUM_SAMPLES)  # type: ignore[union-attr]
@@ -46,7 +75,7 @@ def test_batches_come_by_number_with_the_sound_of_their_clips(truth_media: Truth
 def test_what_nobody_will_take_does_not_hold_up_the_rest(truth_media: TruthMedia, pool: ReadPool) -> None:
     path = truth_media["mp4_25"]
     ahead = pool.read()
-    ahead.add((number, [clip_at(path, number)]) for number in range(6))
+    ahead.add(((number, [clip_at(path, number)]) for number in range(6)), with_frames=False)
     ahead.discard([0, 1, 3])  # they held both slots, or waited for one
     for number in (2, 4, 5):
         batch = ahead.take(number)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from conftest import TruthMedia
 from truth import CATALOG, Recipe, delay_of, linear_frames, linear_sound, linear_window, read_number, snr_db
 
-from avloader import AVLoader, Manifest, ManifestError, build_manifest
+from avloader import AVLoader, Manifest, build_manifest
 from avloader.loader import AVBatch
 
 NUM_FRAMES = 8
@@ -64,20 +65,17 @@ def build(rows: Sequence[Row], folder: Path) -> Manifest:
     return manifest
 
 
-def loader_of(manifest: Manifest, *, sample_rate: int, device: str = "cpu", decode: str = "auto") -> AVLoader:
-    return AVLoader(
-        manifest,
-        batch_size=16,
-        num_frames=NUM_FRAMES,
-        size=SIZE,
-        normalize=None,
-        sample_rate=sample_rate,
-        audio_seconds=AUDIO_SECONDS,
-        features=None,
-        clips="first",
-        device=device,
-        decode=decode,  # type: ignore[arg-type]
-    )
+def loader_of(manifest: Manifest, *, sample_rate: int, device: str = "cpu", **more: Any) -> AVLoader:
+    options: dict[str, Any] = {
+        "batch_size": 16,
+        "num_frames": NUM_FRAMES,
+        "size": SIZE,
+        "normalize": None,
+        "audio_seconds": AUDIO_SECONDS,
+        "features": None,
+        "clips": "first",
+    }
+    return AVLoader(manifest, sample_rate=sample_rate, device=device, **(options | more))
 
 
 def check_clip(batch: AVBatch, place: int, row: Row) -> None:
@@ -154,44 +152,49 @@ def test_every_medium_is_delivered_as_a_linear_decode_shows_and_plays_it(
 def test_every_medium_is_delivered_right_on_a_gpu(truth_media: TruthMedia, tmp_path: Path, rate: int) -> None:
     rows = truth_rows(truth_media, rate)
     with loader_of(build(rows, tmp_path), sample_rate=rate, device="gpu") as loader:
-        assert "NVDEC's reader cannot take" in loader.engine or "NVDEC decodes" in loader.engine
+        assert "NVDEC decodes" in loader.engine
+        assert ("the CPU decodes the other media because NVDEC's reader cannot take" in loader.engine) == (
+            rate == 48000
+        )
         check_all(loader, rows)
-
-
-def nvdec_rows(media: TruthMedia, folder: Path, rate: int) -> dict[tuple[int, int], list[Row]]:
-    """The rows that NVDEC's reader can take, by the size of the picture: one list cannot hold two."""
-    rows = truth_rows(media, rate)
-    folder.mkdir()
-    manifest = build(rows, folder)
-    found: dict[tuple[int, int], list[Row]] = {}
-    for number, row in enumerate(rows):
-        medium = manifest.media(int(manifest.media_id[number]))
-        if not medium.nvdec_reason and medium.video is not None:
-            found.setdefault((medium.video.width, medium.video.height), []).append(row)
-    return found
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rate", RATES)
 def test_nvdec_delivers_every_medium_that_it_can_take(truth_media: TruthMedia, tmp_path: Path, rate: int) -> None:
-    by_size = nvdec_rows(truth_media, tmp_path / "all", rate)
-    assert by_size
-    for (width, height), rows in by_size.items():
-        folder = tmp_path / f"{width}x{height}"
-        folder.mkdir()
-        with loader_of(build(rows, folder), sample_rate=rate, device="gpu", decode="nvdec") as loader:
-            check_all(loader, rows)
+    rows = truth_rows(truth_media, rate)
+    (tmp_path / "all").mkdir()
+    manifest = build(rows, tmp_path / "all")
+    taken = [row for number, row in enumerate(rows) if manifest.media_pictures.nvdec[manifest.media_id[number]]]
+    assert taken
+    with loader_of(build(taken, tmp_path), sample_rate=rate, device="gpu", decode="nvdec") as loader:
+        assert "NVDEC decodes every medium as asked" in loader.engine
+        check_all(loader, taken)
 
 
 @pytest.mark.gpu
-def test_pictures_of_two_sizes_are_not_given_to_one_reader(truth_media: TruthMedia, tmp_path: Path) -> None:
-    rows = [row for name in ("mp4_25", "odd_size") for row in rows_of(CATALOG[name], truth_media)]
-    manifest = build(rows, tmp_path)
-    with loader_of(manifest, sample_rate=48000, device="gpu") as loader:
-        assert "2 sizes in one list (256x144, 322x242" in loader.engine
+@pytest.mark.parametrize("batch_size", [1, 5, 16])
+def test_pictures_of_several_sizes_stand_side_by_side_in_a_batch(
+    truth_media: TruthMedia, tmp_path: Path, batch_size: int
+) -> None:
+    """A reader that is given two sizes writes frames past the memory made for others: seen as picture in the sound."""
+    pairs = zip(*(rows_of(CATALOG[name], truth_media) for name in ("mp4_25", "odd_size")), strict=True)
+    rows = [row for pair in pairs for row in pair] * 10
+    with loader_of(
+        build(rows, tmp_path), sample_rate=48000, device="gpu", decode="nvdec", batch_size=batch_size
+    ) as loader:
         check_all(loader, rows)
-    with pytest.raises(ManifestError, match="2 sizes in one list"):
-        loader_of(manifest, sample_rate=48000, device="gpu", decode="nvdec")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cpu_share", [0, 0.3, 1])
+def test_the_cpu_beside_nvdec_delivers_the_same_clips(
+    truth_media: TruthMedia, tmp_path: Path, cpu_share: float
+) -> None:
+    rows = rows_of(CATALOG["mp4_25"], truth_media) * 10
+    with loader_of(build(rows, tmp_path), sample_rate=48000, device="gpu", cpu_share=cpu_share) as loader:
+        assert f"the CPU decodes {cpu_share:.0%}" in loader.engine or not cpu_share
+        check_all(loader, rows)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])

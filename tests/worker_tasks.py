@@ -48,3 +48,30 @@ class Broken:
 
     def __init__(self, init: Any, memory: mmap.mmap | None) -> None:
         raise RuntimeError("no such codec")
+
+
+class Together:
+    """Does what each of some tasks says; a name says who came together."""
+
+    def __init__(self, init: Any, memory: mmap.mmap | None) -> None:
+        pass
+
+    def __call__(self, tasks: list[Any]) -> list[Any]:
+        return [self._do(task, tasks) for task in tasks]
+
+    def _do(self, task: Any, tasks: list[Any]) -> Any:
+        if task == "sleep":
+            time.sleep(0.3)
+            return "slept"
+        if task == "die":
+            os._exit(9)
+        if isinstance(task, tuple):
+            verb, value = task
+            if verb == "die once":
+                try:
+                    open(value, "x").close()
+                except FileExistsError:
+                    return "alive"
+                os._exit(9)
+            return LookupError(value) if verb == "fail" else value
+        return "".join(sorted(name for name in tasks if isinstance(name, str) and len(name) == 1)) or task

@@ -17,7 +17,7 @@ import functools
 import itertools
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +32,8 @@ import numpy.typing as npt
 __all__ = [
     "CATALOG",
     "FILLER_NUMBER",
+    "NUMBERED",
+    "Content",
     "Picture",
     "Recipe",
     "Sound",
@@ -257,10 +259,16 @@ def read_number(rgb: npt.NDArray[np.uint8]) -> int:
     return int.from_bytes(bytes(data), "big")
 
 
-def _video_frames(picture: Picture, numbers: Iterable[int], ticks: Iterable[int]) -> Iterator[av.VideoFrame]:
+def numbered_picture(picture: Picture, number: int, time: Fraction) -> av.VideoFrame:
+    """The picture with the number `number`."""
+    return av.VideoFrame.from_ndarray(draw(number, picture.height, picture.width), format="yuv444p")
+
+
+def _video_frames(
+    picture: Picture, numbers: Iterable[int], ticks: Iterable[int], content: Content
+) -> Iterator[av.VideoFrame]:
     for number, tick in zip(numbers, ticks, strict=True):
-        planes = draw(number, picture.height, picture.width)
-        frame = av.VideoFrame.from_ndarray(planes, format="yuv444p").reformat(format=picture.pixel_format)
+        frame = content.picture(picture, number, tick / picture.rate).reformat(format=picture.pixel_format)
         frame.pts, frame.time_base = tick, 1 / picture.rate
         yield frame
 
@@ -378,7 +386,24 @@ def _lose(packets: list[av.Packet[Any]], hole: tuple[Fraction, Fraction]) -> lis
     return [packet for packet in packets if not hole[0] <= _packet_time(packet) < hole[1]]
 
 
-def _make_whole(recipe: Recipe, path: Path) -> None:
+@dataclass(frozen=True)
+class Content:
+    """What is seen and heard in a file.
+
+    Attributes:
+        picture: Makes a frame from the picture's recipe, its number and its source time.
+        sound: Makes the mono sound of a recipe [shape=(num_samples,)].
+    """
+
+    picture: Callable[[Picture, int, Fraction], av.VideoFrame]
+    sound: Callable[[Recipe], npt.NDArray[np.float32]]
+
+
+NUMBERED = Content(numbered_picture, sound_of)
+"""Frames that show their number, and known noise."""
+
+
+def _make_whole(recipe: Recipe, path: Path, content: Content) -> None:
     with av.open(str(path), "w", options=dict(recipe.container_options)) as output:
         streams = []
         if recipe.picture:
@@ -387,9 +412,9 @@ def _make_whole(recipe: Recipe, path: Path) -> None:
             audio = _add_sound(output, recipe.sound)
         if recipe.picture:
             ticks = recipe.picture.ticks()
-            streams.append(_encode(video, _video_frames(recipe.picture, range(len(ticks)), ticks)))
+            streams.append(_encode(video, _video_frames(recipe.picture, range(len(ticks)), ticks, content)))
         if recipe.sound:
-            packets = _encode(audio, _audio_frames(recipe.sound, sound_of(recipe), audio.format.name))
+            packets = _encode(audio, _audio_frames(recipe.sound, content.sound(recipe), audio.format.name))
             streams.append(_lose(packets, recipe.sound.hole) if recipe.sound.hole else packets)
         _mux(output, *streams)
 
@@ -408,7 +433,7 @@ def _sparse_picture(stream: av.VideoStream, recipe: Recipe, picture: Picture) ->
     """Codes one GOP of filler and the islands in one go, then repeats the filler between the islands."""
     gop = picture.gop
     numbers = [FILLER_NUMBER] * gop + [number for island in recipe.islands for number in range(*island)]
-    packets = _encode(stream, _video_frames(picture, numbers, range(len(numbers))))
+    packets = _encode(stream, _video_frames(picture, numbers, range(len(numbers)), NUMBERED))
     gops = [packets[start : start + gop] for start in range(0, len(packets), gop)]
     source_of = {number // gop: index // gop for index, number in enumerate(numbers) if index >= gop}
     placed = []
@@ -446,11 +471,11 @@ def _make_sparse(recipe: Recipe, path: Path) -> None:
         _mux(output, _sparse_picture(video, recipe, recipe.picture), _sparse_sound(audio, recipe, recipe.sound))
 
 
-def _make_cut(recipe: Recipe, cut: Fraction, path: Path) -> None:
+def _make_cut(recipe: Recipe, cut: Fraction, path: Path, content: Content) -> None:
     """Copies packets from the key frame before `cut`; times count from `cut`, an edit list hides what is before."""
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / path.name
-        _make_whole(recipe, whole)
+        _make_whole(recipe, whole, content)
         with av.open(str(whole)) as source, av.open(str(path), "w", options=dict(recipe.container_options)) as output:
             copies = {stream.index: output.add_stream_from_template(stream) for stream in source.streams}
             packets = [
@@ -475,15 +500,15 @@ def _make_cut(recipe: Recipe, cut: Fraction, path: Path) -> None:
             _mux(output, kept)
 
 
-def make(recipe: Recipe, folder: Path) -> Path:
-    """Make the file of `recipe` in `folder` and return its path."""
+def make(recipe: Recipe, folder: Path, content: Content = NUMBERED) -> Path:
+    """Make the file of `recipe` in `folder` and return its path; sparse ones are always numbered."""
     path = folder / recipe.file_name
     if recipe.cut is not None:
-        _make_cut(recipe, recipe.cut, path)
+        _make_cut(recipe, recipe.cut, path, content)
     elif recipe.islands:
         _make_sparse(recipe, path)
     else:
-        _make_whole(recipe, path)
+        _make_whole(recipe, path, content)
     return path
 
 

@@ -113,7 +113,7 @@ class Engine:
         self._first_clips = len(lanes) * _FIRST_CLIPS or self._clips_ahead
         # Twice what lanes hold of their pieces, and what waits for pieces of other lanes.
         sound_slots = sum(2 * (_IN_FLIGHT + 2) * options.piece_clips for options in lanes) + 16 * batch_size
-        layout = self._layout(batch_size * 4 * (_IN_FLIGHT + 1), max(sound_slots, _SOUND_SLOTS) if lanes else 0)
+        layout = self._layout(batch_size * 8 * (_IN_FLIGHT + 1), max(sound_slots, _SOUND_SLOTS) if lanes else 0)
         self._pool = ReadPool(layout, num_workers=num_workers)
         self._stream = torch.cuda.Stream(device_id) if device == "gpu" else None
         self.fallbacks: list[str] = []

@@ -18,7 +18,7 @@ from av.audio.codeccontext import AudioCodecContext
 
 from avloader.facts import AudioInfo
 from avloader.mp4 import Track
-from avloader.mp4packets import FileBytes, TrackPackets, only_track
+from avloader.mp4packets import Decoders, FileBytes, TrackPackets, only_track
 
 __all__ = ["DirectSound", "open_direct"]
 
@@ -85,7 +85,8 @@ class _TrackSound:
         self._stop = min(track.num_samples - 1, (info.num_samples - self._origin) // self._size - 1)
         is_plain = track.aac_config[0] >> 3 == _LOW_COMPLEXITY and self._size == 1024
         self._preroll = _LOW_COMPLEXITY_PREROLL if is_plain else _PREROLL
-        self._decoder = _aac_decoder(track.aac_config)
+        self._decoder: AudioCodecContext | None = None
+        self._is_intact = True  # the decoder has met nothing that it cannot decode
         self._num_channels = info.num_channels
         self._kept = np.zeros(0, np.float32)  # what was read last: the next window often begins in it
         self._next = -1  # the packet that follows it
@@ -103,9 +104,16 @@ class _TrackSound:
                 mono[:known] = self._kept[len(self._kept) - known :]
                 is_right = self._decode(self._next, max(begin, self._next), stop, mono[known:])
             else:
-                self._decoder.flush_buffers()
-                is_right = self._decode(max(begin - self._preroll, 0), begin, stop, mono)
+                start = max(begin - self._preroll, 0)
+                if not start:  # nothing comes before that drives out what the decoder keeps when it is flushed
+                    self._decoder = _aac_decoder(self._track.aac_config)
+                elif self._decoder is None:
+                    self._decoder = _DECODERS.take(self._track.aac_config)
+                else:
+                    self._decoder.flush_buffers()
+                is_right = self._decode(start, begin, stop, mono)
             self._kept, self._next = mono, stop if is_right else -1
+            self._is_intact &= is_right
             if not is_right:
                 return False
             kept_begin = begin
@@ -114,10 +122,14 @@ class _TrackSound:
         return True
 
     def close(self) -> None:
+        if self._decoder is not None and self._is_intact:
+            _DECODERS.give_back(self._track.aac_config, self._decoder)
+        self._decoder = None
         self._packets.close()
 
     def _decode(self, start: int, begin: int, stop: int, mono: _Float32) -> bool:
         """Decode packets [start, stop) and write the mean of the channels of those from `begin` on."""
+        assert self._decoder is not None
         size, decode = self._size, self._decoder.decode
         channels = np.empty((self._num_channels, len(mono)), np.float32)
         at = (start - begin) * size
@@ -149,6 +161,9 @@ def _aac_decoder(config: bytes) -> AudioCodecContext:
     decoder.thread_count = 1
     decoder.open()
     return decoder
+
+
+_DECODERS = Decoders(_aac_decoder)
 
 
 # PCM in WAV -----------------------------------------------------------------------------------------------------------

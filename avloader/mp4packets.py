@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
 
 import av
 import numpy as np
@@ -18,10 +20,15 @@ import numpy as np
 from avloader.errors import MediaError
 from avloader.mp4 import Movie, Track, read_movie
 
-__all__ = ["FileBytes", "TrackPackets", "only_track"]
+__all__ = ["Decoders", "FileBytes", "TrackPackets", "only_track"]
 
 _MOST_BUFFERS = 512  # of one system call; the system allows 1024
+_BETWEEN = memoryview(bytearray(16384))  # packets of other streams, which are read over rather than read around
+_MOST_IDLE = 16  # decoders that are kept for the next file
 _OPENED_TOGETHER = 2  # media whose header is kept: sound and pictures of one file are opened one after the other
+
+
+_Context = TypeVar("_Context", bound=av.CodecContext)
 
 
 class FileBytes:
@@ -62,33 +69,66 @@ class TrackPackets:
         self._file = FileBytes(path)
 
     def read(self, start: int, stop: int) -> list[av.Packet[Any]]:
-        """Packets [start, stop) in decoding order, without times; what lies together in the file is read together.
+        """Packets [start, stop) in decoding order, without times; those that lie near each other are read together.
 
         Raises:
             OSError: If the system cannot read.
             EOFError: If the file ends before, or a packet is empty.
         """
         packets: list[av.Packet[Any]] = []
-        together: list[av.Packet[Any]] = []
+        buffers: list[Any] = []  # of one system call: packets, and what lies between them
         begin = end = 0
         for position, size in self._track.positions(np.arange(start, stop)).tolist():
             if not size:
                 raise EOFError  # FFmpeg takes an empty packet for the end
-            if together and (position != end or len(together) == _MOST_BUFFERS):
-                self._file.fill(together, begin, end - begin)
-                together.clear()
-            if not together:
+            gap = position - end
+            if buffers and not (0 <= gap <= len(_BETWEEN) and len(buffers) < _MOST_BUFFERS):
+                self._file.fill(buffers, begin, end - begin)
+                buffers.clear()
+            if not buffers:
                 begin = position
-            together.append(av.Packet(size))
-            packets.append(together[-1])
+            elif gap:
+                buffers.append(_BETWEEN[:gap])
+            packets.append(av.Packet(size))
+            buffers.append(packets[-1])
             end = position + size
-        if together:
-            self._file.fill(together, begin, end - begin)
+        if buffers:
+            self._file.fill(buffers, begin, end - begin)
         return packets
 
     def close(self) -> None:
         """Close the file; calling it twice is harmless."""
         self._file.close()
+
+
+class Decoders(Generic[_Context]):
+    """Decoders that wait for another file with the same configuration: to open one takes as long as to decode frames.
+
+    Safe for use from several threads.
+
+    Args:
+        make: Makes a decoder for a configuration.
+    """
+
+    def __init__(self, make: Callable[[Any], _Context]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._idle: deque[tuple[Any, _Context]] = deque(maxlen=_MOST_IDLE)
+
+    def take(self, configuration: Hashable) -> _Context:
+        """A decoder that knows of no packet."""
+        with self._lock:
+            found = next((entry for entry in self._idle if entry[0] == configuration), None)
+            if found is None:
+                return self._make(configuration)
+            self._idle.remove(found)
+        found[1].flush_buffers()
+        return found[1]
+
+    def give_back(self, configuration: Hashable, decoder: _Context) -> None:
+        """Keep a decoder in which nothing went wrong."""
+        with self._lock:
+            self._idle.append((configuration, decoder))
 
 
 def only_track(path: str, kind: bytes) -> Track | None:

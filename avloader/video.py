@@ -146,7 +146,7 @@ class VideoReader:
     def close(self) -> None:
         """Close the file; calling it twice is harmless."""
         self._closed = True
-        self._release()
+        self._release(is_intact=True)
 
     def __enter__(self) -> VideoReader:
         return self
@@ -191,10 +191,10 @@ class VideoReader:
         self._owed: set[int] = set()  # pts of the packets whose frames have not come out
         self._damage: int | None = None  # pts of the first damaged frame
 
-    def _release(self) -> None:
+    def _release(self, *, is_intact: bool = False) -> None:
         self._restart()
         if self._source is not None:
-            self._source.close()
+            self._source.close(is_intact=is_intact)
             self._source = None
 
     def _error(self, failure: _ReadError) -> DecodeError:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from av.video.codeccontext import VideoCodecContext
 
 from avloader.mp4 import AvcDescription, Track
-from avloader.mp4packets import TrackPackets, only_track
+from avloader.mp4packets import Decoders, TrackPackets, only_track
 from avloader.source import open_container
 
 __all__ = ["DemuxedPackets", "ListedPackets", "PacketError", "PacketSource", "open_listed", "packet_stamp"]
@@ -62,8 +62,12 @@ class PacketSource(Protocol):
             PacketError: If the file cannot be read.
         """
 
-    def close(self) -> None:
-        """Close the file; calling it twice is harmless."""
+    def close(self, *, is_intact: bool = False) -> None:
+        """Close the file; calling it twice is harmless.
+
+        Args:
+            is_intact: Whether the decoder has met nothing that it could not decode; it may serve another file.
+        """
 
 
 def packet_stamp(packet: av.Packet[Any]) -> int | None:
@@ -113,7 +117,7 @@ class DemuxedPackets:
         except (av.error.FFmpegError, OSError) as error:
             raise PacketError(f"it cannot be read ({error.strerror})") from error
 
-    def close(self) -> None:
+    def close(self, *, is_intact: bool = False) -> None:
         """Close the file; calling it twice is harmless."""
         self._held = None
         self._container.close()
@@ -182,11 +186,12 @@ class ListedPackets:
         self.time_base = Fraction(1, track.timescale)
         ticks = int(track.stts[:, 0] @ track.stts[:, 1])
         self.average_rate = Fraction(track.num_samples * track.timescale, ticks) if ticks else None
-        self.context = _decoder(avc, num_threads)
+        self._configuration = avc, num_threads
+        self.context = _DECODERS.take(self._configuration)
         self._read_ahead: deque[av.Packet[Any]] = deque()
         self._packets = TrackPackets(path, track)
         self._next = 0
-        self._is_fresh = True
+        self._is_fresh, self._is_closed = True, False
 
     def has_keys(self, key_pts: npt.NDArray[np.int64]) -> bool:
         """Whether there is a key frame at each of these pts."""
@@ -211,8 +216,11 @@ class ListedPackets:
             self._fill()
         return self._read_ahead.popleft() if self._read_ahead else None
 
-    def close(self) -> None:
+    def close(self, *, is_intact: bool = False) -> None:
         """Close the file; calling it twice is harmless."""
+        if is_intact and not self._is_closed:
+            _DECODERS.give_back(self._configuration, self.context)
+        self._is_closed = True
         self._packets.close()
 
     def _go_to(self, sample: int) -> None:
@@ -256,7 +264,7 @@ def open_listed(path: str, keyframe_pts: npt.NDArray[np.int64], *, num_threads: 
     except (OSError, av.error.FFmpegError):
         return None
     if not listed.has_keys(keyframe_pts):
-        listed.close()
+        listed.close(is_intact=True)
         return None
     return listed
 
@@ -270,7 +278,8 @@ def _reordering(composition: npt.NDArray[np.int64]) -> int:
     return min(int(later.max(initial=0)), _DEEPEST)
 
 
-def _decoder(avc: AvcDescription, num_threads: int) -> VideoCodecContext:
+def _decoder(configuration: tuple[AvcDescription, int]) -> VideoCodecContext:
+    avc, num_threads = configuration
     context = av.CodecContext.create("h264", "r")
     assert isinstance(context, VideoCodecContext)
     context.extradata = avc.config
@@ -281,6 +290,9 @@ def _decoder(avc: AvcDescription, num_threads: int) -> VideoCodecContext:
     _set_threads(context, num_threads)
     context.open()
     return context
+
+
+_DECODERS = Decoders(_decoder)
 
 
 def _set_threads(context: VideoCodecContext, num_threads: int) -> None:

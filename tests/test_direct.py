@@ -119,3 +119,15 @@ def test_no_file_stays_open(truth_media: TruthMedia) -> None:
                 direct.close()
             del direct
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("name", ["mp4_25", "sound_late", "sidecar_m4a"])
+def test_its_beginning_is_the_same_whatever_the_decoder_has_decoded_before(name: str, truth_media: TruthMedia) -> None:
+    linear = linear_sound(truth_media[name]).samples
+    for path in (truth_media["mp4_25"], truth_media[name]):  # decoders go from one file to the next
+        direct, _ = opened(path)
+        direct.read(100_000, 140_000, np.empty(40_000, np.float32))
+        if path == truth_media[name]:
+            found = window(direct, 0, 9000)
+            assert found is None or np.array_equal(found, linear[:9000])
+        direct.close()

@@ -55,7 +55,9 @@ class Spdl:
         self._job, self._io = job, spdl.io
         self._config = spdl.io.decode_config(decoder_options={"threads": "1"})
         size = job["size"]
-        self._pictures = spdl.io.get_video_filter_desc(scale_width=size, scale_height=size, pix_fmt="rgb24")
+        self._pictures = spdl.io.get_video_filter_desc(
+            scale_width=size, scale_height=size, scale_mode=None, scale_algo="bilinear", pix_fmt="rgb24"
+        )
         self._sound = spdl.io.get_audio_filter_desc(sample_rate=job["rate"], num_channels=1, sample_fmt="fltp")
 
     def __call__(self, start: int) -> Clip:

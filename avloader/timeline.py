@@ -10,6 +10,7 @@ Ranges are half-open everywhere.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -78,10 +79,24 @@ def parse_seconds(value: object) -> Fraction:
     Raises:
         ValueError: If it is not a finite number.
     """
+    if type(value) is str:
+        return _parse_text(value)
     if isinstance(value, Fraction):
         return value
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number of seconds")
+    return _parse_decimal(value)
+
+
+@functools.lru_cache(maxsize=8192)  # tables of clips have the same times again and again
+def _parse_text(text: str) -> Fraction:
+    whole, _, part = text.partition(".")
+    if len(text) <= 18 and text.isascii() and whole.isdigit() and (part.isdigit() or text == whole):
+        return Fraction(int(whole + part), 10 ** len(part))
+    return _parse_decimal(text)
+
+
+def _parse_decimal(value: object) -> Fraction:
     try:
         number = Decimal(str(value).strip())
     except InvalidOperation:
@@ -208,7 +223,7 @@ class FrameTimes:
 
     def first_frame_from(self, seconds: Fraction) -> int:
         """Index of the first frame shown at or after `seconds`; `num_frames` if there is none."""
-        return self._first_frame_from(seconds, self.origin)
+        return self._first_frame_from(seconds, self._exact)
 
     def frames_between(self, start: Fraction, end: Fraction | None) -> tuple[int, int]:
         """The frames [first, stop) whose presentation time lies in [start, end).
@@ -220,9 +235,8 @@ class FrameTimes:
             start: Media time.
             end: Media time, or None for the end of the medium.
         """
-        origin = self.origin - ANNOTATION_TOLERANCE
-        first = self._first_frame_from(start, origin)
-        stop = self.num_frames if end is None else self._first_frame_from(end, origin)
+        first = self._first_frame_from(start, self._tolerant)
+        stop = self.num_frames if end is None else self._first_frame_from(end, self._tolerant)
         return first, max(first, stop)
 
     def nearest_frame(self, seconds: Fraction) -> int:
@@ -234,11 +248,21 @@ class FrameTimes:
             return self.num_frames - 1
         return after if self.seconds(after) - seconds < seconds - self.seconds(after - 1) else after - 1
 
-    def _first_frame_from(self, seconds: Fraction, origin: Fraction) -> int:
-        tick = self.time_base
-        on_clock = seconds.numerator * origin.denominator + origin.numerator * seconds.denominator
-        ticks = on_clock * tick.denominator, seconds.denominator * origin.denominator * tick.numerator
-        return self._first_pts_index(-(-ticks[0] // ticks[1]))  # the next whole tick
+    @functools.cached_property
+    def _exact(self) -> tuple[int, int, int]:
+        """How seconds become ticks, in whole numbers: see `_first_frame_from`."""
+        return _to_ticks(self.time_base, self.origin)
+
+    @functools.cached_property
+    def _tolerant(self) -> tuple[int, int, int]:
+        """The same for seconds that were rounded."""
+        return _to_ticks(self.time_base, self.origin - ANNOTATION_TOLERANCE)
+
+    def _first_frame_from(self, seconds: Fraction, to_ticks: tuple[int, int, int]) -> int:
+        factor, shift, divisor = to_ticks
+        dividend, denominator = seconds.numerator, seconds.denominator
+        # The next whole tick.
+        return self._first_pts_index(-(-(dividend * factor + denominator * shift) // (denominator * divisor)))
 
     def _first_pts_index(self, pts: int) -> int:
         if self.table is None:
@@ -246,3 +270,12 @@ class FrameTimes:
         else:
             index = int(np.searchsorted(self.table, pts, side="left"))
         return min(max(index, 0), self.num_frames)
+
+
+def _to_ticks(time_base: Fraction, origin: Fraction) -> tuple[int, int, int]:
+    """(factor, shift, divisor): n / d seconds of media time are (n * factor + d * shift) / (d * divisor) ticks."""
+    return (
+        origin.denominator * time_base.denominator,
+        origin.numerator * time_base.denominator,
+        origin.denominator * time_base.numerator,
+    )

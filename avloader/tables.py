@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +25,7 @@ from avloader import records
 from avloader.annotations import Annotation, BadAnnotation
 from avloader.errors import ManifestError
 from avloader.media import AudioInfo, MediaInfo, VideoInfo
-from avloader.timeline import pts_to_seconds, round_half_up, seconds_to_samples, seconds_to_text
+from avloader.timeline import pts_to_seconds, round_half_up, samples_to_seconds, seconds_to_samples, seconds_to_text
 
 __all__ = [
     "FOLDER_ENTRIES",
@@ -34,12 +34,16 @@ __all__ = [
     "SCHEMA_VERSION",
     "TABLES",
     "Resolved",
+    "Streams",
     "TableWriter",
     "file_digest",
     "read_schema",
 ]
 
 SCHEMA_VERSION = 1
+
+Streams = Literal["both", "audio", "video"]
+"""What rows hold, or what a loader delivers: picture and sound, or one of them."""
 
 _TEXTS = ("file_list.txt", "audio_offsets.csv", "rejected.csv")
 ROWS_PER_CHUNK = 65536
@@ -76,20 +80,23 @@ class Resolved:
 
     Attributes:
         annotation: As the annotation file states it.
-        medium: The medium of the picture.
-        video: Its picture.
-        sound: The medium of the sound.
+        medium: The medium of the picture; in rows of sound alone, of that.
+        video: Its picture; None: the row has only sound.
+        sound: The medium of the sound; None: the row has only pictures.
         audio: Its sound.
         first_frame, stop_frame: The frames [first_frame, stop_frame) of the picture.
+        first_sample, stop_sample: The samples of the sound, in rows of sound alone.
     """
 
     annotation: Annotation
     medium: MediaInfo
-    video: VideoInfo
-    sound: MediaInfo
-    audio: AudioInfo
-    first_frame: int
-    stop_frame: int
+    video: VideoInfo | None
+    sound: MediaInfo | None
+    audio: AudioInfo | None
+    first_frame: int = 0
+    stop_frame: int = 0
+    first_sample: int = 0
+    stop_sample: int = 0
 
 
 class TableWriter:
@@ -100,13 +107,17 @@ class TableWriter:
         output: Where the folder will stand in the end.
         labels: Names of the classes.
         label_ids: Class id of every label.
+        streams: What the rows hold.
     """
 
-    def __init__(self, folder: str, output: str, labels: list[str], label_ids: dict[str, int]) -> None:
+    def __init__(
+        self, folder: str, output: str, labels: list[str], label_ids: dict[str, int], *, streams: Streams = "both"
+    ) -> None:
         self._folder = folder
         self._output = output
         self._labels = labels
         self._label_ids = label_ids
+        self._streams = streams
         self._media_ids: dict[str, int] = {}
         self._media: list[dict[str, Any]] = []
         self._list_paths: dict[str, str] = {}
@@ -133,21 +144,30 @@ class TableWriter:
 
     def keep(self, resolved: Resolved) -> None:
         """Write a row."""
-        annotation, times = resolved.annotation, resolved.video.times
-        first, stop, audio = resolved.first_frame, resolved.stop_frame, resolved.audio
+        annotation, audio = resolved.annotation, resolved.audio
         offset_ns = round_half_up(annotation.av_offset * 10**9) if annotation.av_offset else 0
-        start = times.seconds(first)
-        if offset_ns:
-            start -= Fraction(offset_ns, 10**9)
-        duration = pts_to_seconds(times.end_pts(stop - 1) - times.pts(first), times.time_base)
-        start_sample = seconds_to_samples(start - audio.start_seconds, audio.sample_rate)
-        num_samples = seconds_to_samples(duration, audio.sample_rate)
+        first_pts = start_sample = num_samples = 0
+        start = duration = Fraction(0)  # of the sound
+        if resolved.video is not None:
+            times, first, stop = resolved.video.times, resolved.first_frame, resolved.stop_frame
+            first_pts = times.pts(first)
+            start = times.seconds(first)
+            if offset_ns:
+                start -= Fraction(offset_ns, 10**9)
+            duration = pts_to_seconds(times.end_pts(stop - 1) - first_pts, times.time_base)
+            if audio is not None:
+                start_sample = seconds_to_samples(start - audio.start_seconds, audio.sample_rate)
+                num_samples = seconds_to_samples(duration, audio.sample_rate)
+        elif audio is not None:
+            start_sample, num_samples = resolved.first_sample, resolved.stop_sample - resolved.first_sample
+            start = audio.start_seconds + samples_to_seconds(start_sample, audio.sample_rate)
+            duration = samples_to_seconds(num_samples, audio.sample_rate)
         record = {
             "media_id": self._media_id(resolved.medium),
-            "audio_id": self._media_id(resolved.sound),
-            "first_frame": first,
-            "stop_frame": stop,
-            "first_pts": times.pts(first),
+            "audio_id": -1 if resolved.sound is None else self._media_id(resolved.sound),
+            "first_frame": resolved.first_frame,
+            "stop_frame": resolved.stop_frame,
+            "first_pts": first_pts,
             "audio_start_sample": start_sample,
             "audio_num_samples": num_samples,
             "label": self._label_ids[annotation.label],
@@ -159,9 +179,12 @@ class TableWriter:
         for name, value in record.items():
             self._columns[name].append(value)
         row = self._num_rows
-        self._file_list.write(f"{self._list_path(resolved.medium.path)} {row} {first} {stop}\n")
-        seconds = seconds_to_text(start), seconds_to_text(duration)
-        self._offsets.writerow((row, resolved.sound.path, start_sample, num_samples, audio.sample_rate, *seconds))
+        # DALI's reader of videos takes frames after the row, its reader of files takes none.
+        frames = "" if resolved.video is None else f" {resolved.first_frame} {resolved.stop_frame}"
+        self._file_list.write(f"{self._list_path(resolved.medium.path)} {row}{frames}\n")
+        if resolved.sound is not None and audio is not None:
+            seconds = seconds_to_text(start), seconds_to_text(duration)
+            self._offsets.writerow((row, resolved.sound.path, start_sample, num_samples, audio.sample_rate, *seconds))
         self._num_rows += 1
         if self._num_rows % ROWS_PER_CHUNK == 0:
             self._flush()
@@ -195,6 +218,7 @@ class TableWriter:
             fingerprint.update(f"{name} {hasher.hexdigest()}\n".encode())
         facts = {
             "schema_version": SCHEMA_VERSION,
+            "streams": self._streams,
             "options": options,
             "num_rows": self._num_rows,
             "num_media": len(self._media_ids),

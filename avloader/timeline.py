@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,15 @@ import numpy.typing as npt
 __all__ = [
     "ANNOTATION_TOLERANCE",
     "FrameTimes",
+    "Rounding",
     "divide_half_up",
+    "nanoseconds_to_text",
     "parse_rational",
     "parse_seconds",
     "pts_to_media_time",
     "pts_to_seconds",
     "round_half_up",
+    "rounding",
     "samples_to_seconds",
     "seconds_to_samples",
     "seconds_to_text",
@@ -45,6 +49,29 @@ def round_half_up(value: Fraction | int) -> int:
 def divide_half_up(dividend: int, divisor: int) -> int:
     """The integer nearest to dividend / divisor, halves upwards; divisor > 0."""
     return (2 * dividend + divisor) // (2 * divisor)
+
+
+class Rounding(NamedTuple):
+    """round_half_up(value * scale + offset) for many integers, each in one step; made by `rounding`.
+
+    Attributes:
+        factor, shift, divisor: It is floor((value * factor + shift) / divisor).
+    """
+
+    factor: int
+    shift: int
+    divisor: int
+
+    def __call__(self, value: int) -> int:
+        """The rounded integer."""
+        return (value * self.factor + self.shift) // self.divisor
+
+
+def rounding(scale: Fraction, offset: Fraction | int = 0) -> Rounding:
+    """See `Rounding`."""
+    divisor = 2 * scale.denominator * offset.denominator
+    shift = 2 * offset.numerator * scale.denominator + divisor // 2
+    return Rounding(2 * scale.numerator * offset.denominator, shift, divisor)
 
 
 def pts_to_seconds(pts: int, time_base: Fraction) -> Fraction:
@@ -110,7 +137,11 @@ def _parse_decimal(value: object) -> Fraction:
 
 def seconds_to_text(seconds: Fraction) -> str:
     """Decimal seconds rounded to a nanosecond, without trailing zeros: "1.5", "0.033366667"."""
-    nanoseconds = divide_half_up(seconds.numerator * 10**9, seconds.denominator)
+    return nanoseconds_to_text(divide_half_up(seconds.numerator * 10**9, seconds.denominator))
+
+
+def nanoseconds_to_text(nanoseconds: int) -> str:
+    """The same of nanoseconds."""
     sign = "-" if nanoseconds < 0 else ""
     whole, rest = divmod(abs(nanoseconds), 10**9)
     return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"

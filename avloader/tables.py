@@ -79,6 +79,7 @@ TABLES = {"media.arrow": _MEDIA_SCHEMA, "clips.parquet": _CLIPS_SCHEMA}
 FOLDER_ENTRIES = ("manifest.json", *TABLES, *_TEXTS, "links")
 _OFFSETS_HEADER = ("row", "path", "start_sample", "num_samples", "sample_rate", "start_seconds", "duration_seconds")
 _REJECTED_HEADER = ("line", "path", "start", "end", "label", "code", "message")
+_CLOCKS_IN_MEMORY = 1024  # rows of one medium mostly follow one another
 _NO_EXTRA: list[tuple[str, str]] = []
 _SAYS_WHAT_HELPS = ("unreadable", "no_streams", "no_video", "no_audio")
 _WHITE_SPACE = re.compile(r"[ \t\n\v\f\r]")
@@ -167,11 +168,13 @@ class TableWriter:
             first_pts = times.pts(first)
             num_ticks = times.end_pts(stop - 1) - first_pts
             if audio is not None:
-                clocks = self._clocks.get((media_id, sound_id))
-                if clocks is None or offset_ns:
+                clocks = None if offset_ns else self._clocks.get((media_id, sound_id))
+                if clocks is None:
                     clocks = _clocks(times, audio, offset_ns)
-                if not offset_ns:
-                    self._clocks[media_id, sound_id] = clocks
+                    if len(self._clocks) == _CLOCKS_IN_MEMORY:
+                        self._clocks.clear()
+                    if not offset_ns:
+                        self._clocks[media_id, sound_id] = clocks
                 start_sample, num_samples = clocks.start_sample(first_pts), clocks.num_samples(num_ticks)
                 start_ns, duration_ns = clocks.start_ns(first_pts), clocks.duration_ns(num_ticks)
         elif audio is not None:
@@ -308,7 +311,6 @@ class TableWriter:
         self._integers = array("q")
         self._ids.clear()
         self._extras.clear()
-        self._clocks.clear()
 
     def _flush_media(self) -> None:
         if self._media:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from avloader.errors import ManifestError
 from avloader.manifest import Manifest, ManifestRow
 from avloader.source import open_container
+from avloader.timeline import FrameTimes
 
 __all__ = ["Finding", "check_manifest"]
 
@@ -72,42 +73,57 @@ def _compare(manifest: Manifest, rows: list[ManifestRow]) -> Iterator[Finding]:
     """What a linear decode says against rows, which are sorted by medium."""
     decoded: tuple[int, npt.NDArray[np.int64]] | None = None
     for row in rows:
-        video, audio = manifest.media(row.media_id).video, manifest.media(row.audio_id).audio
-        if video is None or audio is None:
-            yield Finding(row.row, row.path, "the manifest says that it has no picture or no sound", _REBUILD)
-            continue
         path = row.path
         try:
-            if decoded is None or decoded[0] != row.media_id:
-                decoded = row.media_id, np.fromiter(_linear_pts(path, video.stream_index), np.int64)
-            path = row.audio_path
-            with contextlib.closing(_linear_pts(path, audio.stream_index)) as sound:
-                sound_pts = next(sound, None)
+            if manifest.streams != "audio":
+                video = manifest.media(row.media_id).video
+                if video is None:
+                    yield Finding(row.row, path, "the manifest says that it has no picture", _REBUILD)
+                    continue
+                if decoded is None or decoded[0] != row.media_id:
+                    decoded = row.media_id, np.fromiter(_linear_pts(path, video.stream_index), np.int64)
+                what = _wrong_frames(row, video.times, decoded[1])
+                if what:
+                    yield Finding(row.row, path, what, _REBUILD)
+                    continue
+            if manifest.streams != "video":
+                path = row.audio_path
+                what = _wrong_sound(manifest, row)
+                if what:
+                    yield Finding(row.row, path, what, _REBUILD)
         except (av.FFmpegError, OSError) as error:
             what = f"a linear decode fails ({error.strerror or error})"
             yield Finding(row.row, path, what, "Leave the medium out, or convert it")
-            continue
-        pts, times = decoded[1], video.times
-        if len(pts) != times.num_frames:
-            what = f"a linear decode shows {len(pts)} frames, the manifest says {times.num_frames}"
-            yield Finding(row.row, row.path, what, _REBUILD)
-            continue
-        expected = times.pts_of(np.arange(row.first_frame, row.stop_frame))
-        wrong = np.flatnonzero(pts[row.first_frame : row.stop_frame] != expected)
-        if len(wrong):
-            frame = row.first_frame + int(wrong[0])
-            shown, said = (float(times.pts_to_media_time(value)) for value in (int(pts[frame]), times.pts(frame)))
-            what = f"a linear decode shows frame {frame} at {shown:.6f} s, the manifest says {said:.6f} s"
-            yield Finding(row.row, row.path, what, _REBUILD)
-            continue
-        if sound_pts is None:
-            yield Finding(row.row, row.audio_path, "a linear decode gives no sound", _REBUILD)
-            continue
-        sound_start = sound_pts * audio.time_base - audio.origin
-        start = (times.seconds(row.first_frame) - row.av_offset - sound_start) * audio.sample_rate
-        if abs(start - row.audio_start_sample) > Fraction(1, 2):
-            what = f"the sound starts at sample {float(start):.1f}, the manifest says {row.audio_start_sample}"
-            yield Finding(row.row, row.audio_path, what, _REBUILD)
+
+
+def _wrong_frames(row: ManifestRow, times: FrameTimes, pts: npt.NDArray[np.int64]) -> str:
+    """What is wrong with a row's frames, against the pts of a linear decode; "" if nothing is."""
+    if len(pts) != times.num_frames:
+        return f"a linear decode shows {len(pts)} frames, the manifest says {times.num_frames}"
+    expected = times.pts_of(np.arange(row.first_frame, row.stop_frame))
+    wrong = np.flatnonzero(pts[row.first_frame : row.stop_frame] != expected)
+    if not len(wrong):
+        return ""
+    frame = row.first_frame + int(wrong[0])
+    shown, said = (float(times.pts_to_media_time(value)) for value in (int(pts[frame]), times.pts(frame)))
+    return f"a linear decode shows frame {frame} at {shown:.6f} s, the manifest says {said:.6f} s"
+
+
+def _wrong_sound(manifest: Manifest, row: ManifestRow) -> str:
+    """What is wrong with where a row's sound starts; "" if nothing is."""
+    audio = manifest.media(row.audio_id).audio
+    if audio is None:
+        return "the manifest says that it has no sound"
+    with contextlib.closing(_linear_pts(row.audio_path, audio.stream_index)) as sound:
+        sound_pts = next(sound, None)
+    if sound_pts is None:
+        return "a linear decode gives no sound"
+    sound_start = sound_pts * audio.time_base - audio.origin
+    row_start = row.start_seconds - (row.av_offset if manifest.streams == "both" else 0)
+    start = (row_start - sound_start) * audio.sample_rate
+    if abs(start - row.audio_start_sample) > Fraction(1, 2):
+        return f"the sound starts at sample {float(start):.1f}, the manifest says {row.audio_start_sample}"
+    return ""
 
 
 def _linear_pts(path: str, stream_index: int) -> Generator[int, None, None]:

@@ -113,12 +113,19 @@ def _parser() -> argparse.ArgumentParser:
         "avloader manifest clips.csv --media-root videos --output manifests/train",
         "avloader manifest vggsound.csv --format vggsound --media-root vgg --output manifests/vgg --workers 8",
         "avloader manifest clips.csv --media-root videos --output manifests/train --strict --json",
+        "avloader manifest speech.csv --media-root speech --output manifests/speech --streams audio",
     )
     manifest.add_argument("annotations", metavar="ANNOTATIONS", help="table of clips, for example path,start,end,label")
     manifest.add_argument("--media-root", required=True, metavar="DIR", help="folder that media paths start from")
     manifest.add_argument("--output", required=True, metavar="DIR", help="manifest folder to write")
     manifest.add_argument("--format", default="auto", metavar="NAME", help=f"{_FORMATS} (default: auto)")
     manifest.add_argument("--media-template", metavar="TEXT", help='media path from fields, as "{id}_{start:06d}.mp4"')
+    manifest.add_argument(
+        "--streams",
+        choices=("both", "audio", "video"),
+        default="both",
+        help="what rows hold: picture and sound, or one of them (default: both)",
+    )
     manifest.add_argument(
         "--workers", type=_positive, metavar="N", help="processes that read media (default: one a core)"
     )
@@ -331,6 +338,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         format=arguments.format,
         media_template=arguments.media_template,
+        streams=arguments.streams,
         num_workers=arguments.workers,
         engine=arguments.engine,
     )
@@ -341,6 +349,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
         _print_json(
             {
                 "manifest": manifest.path,
+                "streams": manifest.streams,
                 "kept": len(manifest),
                 "rejected": len(rejected),
                 "reasons": dict(reasons),
@@ -363,7 +372,8 @@ def _manifest(arguments: argparse.Namespace) -> int:
         print(f"\nmanifest: {manifest.path}")
         if rejected:
             print(f"rejected: {Path(manifest.path, 'rejected.csv')}")
-        print(f"next:     avloader preview {shlex.quote(manifest.path)} --output preview.png")
+        if manifest.streams == "both":
+            print(f"next:     avloader preview {shlex.quote(manifest.path)} --output preview.png")
     return FAILED if arguments.strict and rejected else OK
 
 

@@ -6,7 +6,9 @@ packets must be the tables' first and last samples. What is not proved is left t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import av
 import av.container
@@ -17,8 +19,9 @@ from avloader.bitstream import KeyCheck
 from avloader.facts import AudioInfo
 from avloader.mp4 import Movie, Track
 from avloader.packets import SoundLog, begins_with_key_frame, skipped_samples
-from avloader.source import Packet, Source, Stream, codec_name, time_base_of
-from avloader.streams import WHOLE_FRAME_CODECS, Pictures, audio_info
+from avloader.shorten import NUM_FIRST, Middle
+from avloader.source import Packet, Source, Stream, as_fraction, codec_name, time_base_of
+from avloader.streams import WHOLE_FRAME_CODECS, Grid, Pictures, audio_info
 from avloader.timeline import round_half_up
 
 __all__ = ["prove"]
@@ -27,19 +30,37 @@ _NUM_END_PACKETS = 6
 _MAX_PACKETS = 2000  # read at one end, for files whose streams are badly interleaved
 _NUM_MIDDLE_SAMPLES = 16
 _KEY_BYTES = 4096  # of a key frame: enough for its SEI messages
+_MAX_REORDER = 16  # frames by which B-frames move another one: ITU-T H.264, A.3.1
+_JOINT = slice(NUM_FIRST - _MAX_REORDER - 1, NUM_FIRST + 1)  # samples on both sides of what was left out
+_LARGEST_RATIONAL = 2**31 - 1  # what FFmpeg reduces without rounding
 
 _Int64 = npt.NDArray[np.int64]
 _Bool = npt.NDArray[np.bool_]
 
 
-def prove(source: Source, movie: Movie) -> tuple[Pictures | None, AudioInfo | None] | None:
-    """What the tables say, if FFmpeg's index and packets agree with them; else None."""
+def prove(
+    source: Source, movie: Movie, middles: Mapping[int, Middle] | None = None
+) -> tuple[Pictures | Grid | None, AudioInfo | None] | None:
+    """What the tables say, if FFmpeg's index and packets agree with them; else None.
+
+    Args:
+        source: The opened medium.
+        movie: Its tables.
+        middles: By track id, what was left out of them in `source` and `movie` alike (`avloader.shorten`).
+    """
     claims = []
+    middles = middles or {}
     for stream in source.streams:
         track = movie.tracks.get(stream.id)
         claim = None
         if track is not None and track.timescale * time_base_of(stream) == 1:
-            claim = _picture_claim(stream, track) if isinstance(stream, av.VideoStream) else _sound_claim(stream, track)
+            middle = middles.get(stream.id)
+            if isinstance(stream, av.VideoStream):
+                claim = _picture_claim(stream, track)
+            else:
+                claim = _sound_claim(stream, track, is_gapless=middle is not None or _is_gapless(track.stts))
+            if claim is not None and middle is not None and not claim.is_shown[_JOINT].all():
+                return None
         if claim is None:
             return None
         claims.append(claim)
@@ -48,13 +69,21 @@ def prove(source: Source, movie: Movie) -> tuple[Pictures | None, AudioInfo | No
         return None
     if not all(claim.middle_agrees() and claim.tail_agrees(source.container) for claim in claims):
         return None
-    pictures: Pictures | None = None
+    pictures: Pictures | Grid | None = None
     sound: AudioInfo | None = None
     for claim in claims:
         if isinstance(claim.stream, av.VideoStream):
-            pictures = _pictures(source.path, claim.stream, claim)
+            middle = middles.get(claim.stream.id)
+            if middle is None:
+                pictures = _pictures(source.path, claim.stream, claim)
+                first_pts = int(pictures.pts.min())
+            else:
+                pictures = _grid(source.path, claim.stream, claim, middle)
+                if pictures is None:
+                    return None
+                first_pts = pictures.first_pts
             is_plain = begins_with_key_frame(claim.pts[claim.first :], claim.is_key[claim.first :])
-            if not is_plain or int(pictures.pts.min()) != claim.stream.start_time:
+            if not is_plain or first_pts != claim.stream.start_time:
                 return None
         else:
             assert sound_log is not None
@@ -174,8 +203,8 @@ def _picture_claim(stream: av.VideoStream, track: Track) -> _Claim | None:
     return _Claim(stream, track, pts, track.is_shown, track.is_key)
 
 
-def _sound_claim(stream: av.AudioStream, track: Track) -> _Claim | None:
-    if track.ctts is not None or not _is_gapless(track.stts):
+def _sound_claim(stream: av.AudioStream, track: Track, *, is_gapless: bool) -> _Claim | None:
+    if track.ctts is not None or not is_gapless:
         return None
     if codec_name(stream).startswith("pcm_"):
         if track.edit[0] > 0:
@@ -234,17 +263,63 @@ def _pictures(path: str, stream: av.VideoStream, claim: _Claim) -> Pictures:
     if check.is_h264 and 1 < len(keys) < len(is_key):
         # Three of them tell how the file was made; where these are not all whole pictures, every one is looked at.
         some = keys[[1, len(keys) // 2, len(keys) - 1]]
-        if _refreshed_later(path, claim.track, some, check).any():
-            is_key[keys[_refreshed_later(path, claim.track, keys, check)]] = False
+        if _refreshed_later(path, claim.track.positions(some), check).any():
+            is_key[keys[_refreshed_later(path, claim.track.positions(keys), check)]] = False
             refreshed_later = True
     shown = claim.is_shown
     return Pictures(claim.pts[shown], claim.track.duration[shown], is_key[shown], refreshed_later)
 
 
-def _refreshed_later(path: str, track: Track, samples: _Int64, check: KeyCheck) -> _Bool:
-    found = np.zeros(len(samples), dtype=np.bool_)
+def _grid(path: str, stream: av.VideoStream, claim: _Claim, middle: Middle) -> Grid | None:
+    """The shown frames of a track of which `claim` has the first and last samples only; None if they are not even.
+
+    The proof: in units of the step, composition times are a permutation of 0, 1, 2 ... that moves no sample by more
+    than `_MAX_REORDER`. So what is shown, and what lies in the middle, follows from both ends.
+    """
+    step, number = middle.step, middle.num_samples
+    start = int(claim.track.composition[:NUM_FIRST].min())
+    place = np.arange(number, dtype=np.int32)
+    if middle.ctts is not None:
+        counts, times = middle.ctts
+        offset = (times - start) // step
+        if offset.min() < -_MAX_REORDER or offset.max() > _MAX_REORDER or (offset * step + start != times).any():
+            return None
+        place += offset if len(offset) == number else np.repeat(offset, counts)
+        taken = np.zeros(number + 2 * _MAX_REORDER, dtype=np.bool_)
+        taken[place + _MAX_REORDER] = True
+        if not taken[_MAX_REORDER : number + _MAX_REORDER].all():
+            return None
+    elif start:
+        return None
+    check = KeyCheck(stream)
+    some_are_key = middle.stss is not None and len(middle.stss) < number
+    if check.is_h264 and some_are_key and _refreshed_later(path, middle.key_positions, check).any():
+        return None
+    shown = claim.pts[claim.is_shown]
+    first_pts, last_pts = int(shown.min()), int(shown.max())
+    keys = place if middle.stss is None else place[middle.stss]
+    # Where the edit moved the picture, claim.pts did so too.
+    keyframe_pts = np.sort(keys).astype(np.int64) * step + int(claim.pts[0]) - (int(claim.track.composition[0]) - start)
+    keyframe_pts = keyframe_pts[(keyframe_pts >= first_pts) & (keyframe_pts <= last_pts)]
+    rate = _average_rate(stream, claim.track, middle)
+    if rate is None or (last_pts - first_pts) % step:
+        return None
+    return Grid(first_pts, step, (last_pts - first_pts) // step + 1, keyframe_pts, rate)
+
+
+def _average_rate(stream: av.VideoStream, track: Track, middle: Middle) -> Fraction | None:
+    """What FFmpeg would state for the whole track, if it states that for the shortened one by the same rule."""
+    shortened = Fraction(track.timescale * track.num_samples, middle.total)
+    whole = Fraction(track.timescale * middle.num_samples, middle.total)
+    is_exact = max(whole.numerator, whole.denominator, shortened.numerator, shortened.denominator) <= _LARGEST_RATIONAL
+    return whole if is_exact and as_fraction(stream.average_rate) == shortened else None
+
+
+def _refreshed_later(path: str, positions: _Int64, check: KeyCheck) -> _Bool:
+    """Whether the packets at positions [shape=(n, 2)] only begin a gradual refresh."""
+    found = np.zeros(len(positions), dtype=np.bool_)
     with open(path, "rb", buffering=0) as file:
-        for index, (begin, size) in enumerate(track.positions(samples).tolist()):
+        for index, (begin, size) in enumerate(positions.tolist()):
             file.seek(begin)
             found[index] = check.is_refreshed_later(file.read(min(size, _KEY_BYTES)))
     return found

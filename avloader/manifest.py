@@ -9,12 +9,13 @@ import os
 import re
 import stat
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from avloader.annotations import Annotation, BadAnnotation, read_annotations
 from avloader.distribute import check_engine
 from avloader.errors import ManifestError, MediaError
 from avloader.folders import new_folder
-from avloader.media import MediaInfo, VideoInfo
+from avloader.media import AudioInfo, MediaInfo, VideoInfo
 from avloader.probing import ProbedMedia, probe_all
 from avloader.tables import (
     FOLDER_ENTRIES,
@@ -36,11 +37,12 @@ from avloader.tables import (
     SCHEMA_VERSION,
     TABLES,
     Resolved,
+    Streams,
     TableWriter,
     file_digest,
     read_schema,
 )
-from avloader.timeline import FrameTimes, seconds_to_text
+from avloader.timeline import FrameTimes, samples_to_seconds, seconds_to_samples, seconds_to_text
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -48,6 +50,8 @@ __all__ = [
     "ManifestRow",
     "MediaPictures",
     "MediaRates",
+    "MediaSounds",
+    "Streams",
     "build_manifest",
     "write_manifest",
 ]
@@ -77,10 +81,11 @@ class ManifestRow:
     Attributes:
         row: Its number in the manifest.
         path: Absolute path of the medium.
-        audio_path: Absolute path of the sound: the medium itself or a side-car file.
-        media_id, audio_id: Rows of ``media.arrow``.
-        first_frame, stop_frame: The frames [first_frame, stop_frame) of the medium.
-        start_seconds, stop_seconds: Media time of the first frame and of the end of the last one.
+        audio_path: Absolute path of the sound: the medium itself or a side-car file; "" in rows of pictures alone.
+        media_id, audio_id: Rows of ``media.arrow``; -1: no sound.
+        first_frame, stop_frame: The frames [first_frame, stop_frame) of the medium; none in rows of sound alone.
+        start_seconds, stop_seconds: Media time of the first frame and of the end of the last one; of the sound in rows
+            of sound alone.
         audio_start_sample: Sample that sounds with the first frame, counted from sample 0 of the sound at its own rate;
             negative if the sound starts later.
         audio_num_samples: Samples that the frames last.
@@ -141,6 +146,20 @@ class MediaPictures:
     nvdec: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class MediaSounds:
+    """The sound of all media.
+
+    Attributes:
+        sample_rate: int64 [shape=(num_media,)], samples per second; 0: the medium has no sound.
+        first_sample, stop_sample: int64 [shape=(num_media,)], the samples [first, stop) that are sound.
+    """
+
+    sample_rate: _Int64
+    first_sample: _Int64
+    stop_sample: _Int64
+
+
 class Manifest:
     """An opened manifest folder. Columns are read when first asked for; picklable by its path.
 
@@ -153,21 +172,26 @@ class Manifest:
             themselves) or where there are none (the id is -1).
         fingerprint: Hex digest of what decides clips: the identity of the data set, wherever its files lie.
         num_rejected: Rows of ``rejected.csv``.
+        streams: What its rows hold: "both" picture and sound, or "audio" or "video" alone.
     """
 
     path: str
     labels: list[str]
     fingerprint: str
     num_rejected: int
+    streams: Streams
 
     def __init__(self, path: str, facts: dict[str, Any]) -> None:
         self.path = path
         self.labels = facts["labels"]
         self.fingerprint = facts["fingerprint"]
         self.num_rejected = facts["num_rejected"]
+        self.streams = facts.get("streams", "both")
         self._facts = facts
         self._lock = threading.Lock()
-        self._media = functools.lru_cache(maxsize=_MEDIA_IN_MEMORY)(self._decode_media)
+        # Weakly: a cycle would keep the tables mapped until the garbage collector comes by.
+        decode = weakref.WeakMethod(self._decode_media)
+        self._media: Callable[[int], MediaInfo] = functools.lru_cache(_MEDIA_IN_MEMORY)(lambda media: decode()(media))  # type: ignore[misc]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, check_media: bool = True) -> Manifest:
@@ -290,6 +314,29 @@ class Manifest:
         nvdec = pa.compute.equal(self._media_column("nvdec_reason"), "").to_numpy(zero_copy_only=False)
         return MediaPictures(_read_only(width), _read_only(height), nvdec)
 
+    @functools.cached_property
+    def media_sounds(self) -> MediaSounds:
+        """The sound of all media."""
+        names = ("sample_rate", "silence", "num_samples")
+        columns = (pa.compute.fill_null(self._media_column("audio", name), 0).to_numpy() for name in names)
+        return MediaSounds(*map(_read_only, columns))
+
+    def check_streams(self, streams: Streams) -> None:
+        """Check that the rows hold what is asked for.
+
+        Raises:
+            ManifestError: If they do not.
+        """
+        if self.streams in ("both", streams):
+            return
+        has = {"audio": "sound", "video": "pictures"}[self.streams]
+        raise ManifestError(
+            f"its rows hold {has} alone, but streams={streams!r} is asked for",
+            path=self.path,
+            remedy=f"Build the manifest with streams={streams!r}, or load it with streams={self.streams!r}",
+            code="other_streams",
+        )
+
     def row(self, row: int) -> ManifestRow:
         """One row, for people and for error messages; `plan` uses the columns."""
         if not 0 <= row < len(self):
@@ -306,18 +353,28 @@ class Manifest:
                     number += 1
 
     def _manifest_row(self, row: int, values: dict[str, Any]) -> ManifestRow:
-        medium, sound = self.media(values["media_id"]), self.media(values["audio_id"])
-        times = _video(medium).times
+        medium = self.media(values["media_id"])
+        sound = medium if self.streams == "video" else self.media(values["audio_id"])
+        if self.streams == "audio":
+            audio, first = _audio(sound), values["audio_start_sample"]
+            start, stop = (
+                audio.start_seconds + samples_to_seconds(sample, audio.sample_rate)
+                for sample in (first, first + values["audio_num_samples"])
+            )
+        else:
+            times = _video(medium).times
+            start = times.seconds(values["first_frame"])
+            stop = times.pts_to_media_time(times.end_pts(values["stop_frame"] - 1))
         return ManifestRow(
             row=row,
             path=medium.path,
-            audio_path=sound.path,
+            audio_path="" if self.streams == "video" else sound.path,
             media_id=values["media_id"],
             audio_id=values["audio_id"],
             first_frame=values["first_frame"],
             stop_frame=values["stop_frame"],
-            start_seconds=times.seconds(values["first_frame"]),
-            stop_seconds=times.pts_to_media_time(times.end_pts(values["stop_frame"] - 1)),
+            start_seconds=start,
+            stop_seconds=stop,
             audio_start_sample=values["audio_start_sample"],
             audio_num_samples=values["audio_num_samples"],
             label=values["label"],
@@ -442,6 +499,7 @@ def build_manifest(
     output: str | os.PathLike[str],
     format: str = "auto",
     media_template: str | None = None,
+    streams: Streams = "both",
     num_workers: int | None = None,
     engine: str = "local",
     progress: bool | None = None,
@@ -454,6 +512,8 @@ def build_manifest(
         output: Folder to write; replaced as a whole if it is a manifest already.
         format: Name of the annotation format, or "auto".
         media_template: How to make a media path from an annotation's fields, for example "{id}_{start:06d}.mp4".
+        streams: What rows hold: "both" picture and sound; "audio": sound alone, of audio files or videos, an interval
+            being its samples; "video": pictures alone, whether the media have sound or not.
         num_workers: Workers that probe media, > 0; None: one a core.
         engine: Where the workers run: "local" or "ray" (`avloader.distribute.run_tasks`).
         progress: Show a progress bar; None: if standard error is a terminal.
@@ -465,8 +525,10 @@ def build_manifest(
         AnnotationError: If the annotation file as a whole cannot be used.
         ManifestError: If no row can be kept, `media_root` is not a folder, or `output` exists and is not a manifest, or
             cannot be written.
-        ValueError: If `num_workers` is not positive, or `engine` cannot be used.
+        ValueError: If `num_workers` is not positive, or `engine` or `streams` cannot be used.
     """
+    if streams not in get_args(Streams):
+        raise ValueError(f"streams={streams!r} must be one of {', '.join(map(repr, get_args(Streams)))}")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, or None for one a core, got {num_workers}")
     check_engine(engine)
@@ -484,7 +546,7 @@ def build_manifest(
     labels: set[str] = set()
     for entry in read():
         if isinstance(entry, Annotation):
-            paths.update(dict.fromkeys(_absolute(root, path) for path in (entry.path, entry.audio_path) if path))
+            paths.update(dict.fromkeys(_absolute(root, path) for path in _paths(entry, streams)))
             labels.add(entry.label)
 
     def probe(media: ProbedMedia) -> None:
@@ -496,7 +558,7 @@ def build_manifest(
         "format": format,
         "media_template": media_template,
     }
-    return write_manifest(read(), probe, labels=labels, root=root, output=output, options=options)
+    return write_manifest(read(), probe, labels=labels, root=root, output=output, options=options, streams=streams)
 
 
 def write_manifest(
@@ -507,6 +569,7 @@ def write_manifest(
     root: str,
     output: str,
     options: Mapping[str, str | None],
+    streams: Streams = "both",
 ) -> Manifest:
     """Write a manifest folder from annotations and the facts of their media; in memory a row takes nothing.
 
@@ -517,6 +580,7 @@ def write_manifest(
         root: Absolute path that relative media paths start from.
         output: Absolute path of the folder.
         options: What to say in ``manifest.json`` about how it was made; `annotations` at least.
+        streams: What rows hold.
 
     Raises:
         ManifestError: If no row can be kept, or the folder cannot be written.
@@ -525,12 +589,12 @@ def write_manifest(
         with (
             new_folder(output) as folder,
             ProbedMedia(os.path.dirname(folder)) as media,
-            TableWriter(folder, output, *_label_ids(labels)) as writer,
+            TableWriter(folder, output, *_label_ids(labels), streams=streams) as writer,
         ):
             probe(media)
             for entry in entries:
                 try:
-                    writer.keep(_resolve(entry, root, media))
+                    writer.keep(_resolve(entry, root, media, streams))
                 except _RejectedError as reason:
                     writer.reject(entry, reason.code, reason.message)
             writer.finish(options)
@@ -549,21 +613,38 @@ class _RejectedError(Exception):
         super().__init__(message)
 
 
-def _resolve(entry: _Entry, root: str, media: ProbedMedia) -> Resolved:
-    """Find an annotation's media and frames."""
+def _paths(entry: Annotation, streams: Streams) -> list[str]:
+    """The media that an annotation needs."""
+    if streams == "audio":
+        return [entry.audio_path or entry.path]
+    return [entry.path] if streams == "video" or not entry.audio_path else [entry.path, entry.audio_path]
+
+
+def _resolve(entry: _Entry, root: str, media: ProbedMedia, streams: Streams) -> Resolved:
+    """Find an annotation's media and frames, or samples."""
     if isinstance(entry, BadAnnotation):
         raise _RejectedError(entry.code, entry.message)
+    if streams == "audio":
+        sound = _probed(media, _absolute(root, entry.audio_path or entry.path))
+        audio = _sound_of(entry, sound)
+        first, stop = _samples(entry, audio)
+        return Resolved(entry, sound, None, sound, audio, first_sample=first, stop_sample=stop)
     medium = _probed(media, _absolute(root, entry.path))
     if medium.video is None:
         raise _RejectedError("no_video", f"{medium.path}: the medium has no picture. Name a file with video.")
+    if streams == "video":
+        return Resolved(entry, medium, medium.video, None, None, *_frames(entry, medium.video.times))
     sound = _probed(media, _absolute(root, entry.audio_path)) if entry.audio_path else medium
+    return Resolved(entry, medium, medium.video, sound, _sound_of(entry, sound), *_frames(entry, medium.video.times))
+
+
+def _sound_of(entry: Annotation, sound: MediaInfo) -> AudioInfo:
     if sound.audio is None:
         cause = (
             "the side-car file has no sound" if entry.audio_path else "the medium has no sound, nor has it a side-car"
         )
         raise _RejectedError("no_audio", f"{sound.path}: {cause}. Name a file with sound in the column audio_path.")
-    first, stop = _frames(entry, medium.video.times)
-    return Resolved(entry, medium, medium.video, sound, sound.audio, first, stop)
+    return sound.audio
 
 
 @functools.lru_cache(maxsize=4096)
@@ -582,9 +663,8 @@ def _probed(media: ProbedMedia, path: str) -> MediaInfo:
 
 def _frames(entry: Annotation, times: FrameTimes) -> tuple[int, int]:
     """The frames [first, stop) of an annotation."""
+    _check_interval(entry)
     start = times.start_seconds if entry.start is None else entry.start
-    if entry.end is not None and entry.end <= start and entry.start is not None:
-        raise _RejectedError("empty_interval", f"the interval {_interval(start, entry.end)} holds no time")
     first, stop = times.frames_between(start, entry.end)
     if first < stop:
         return first, stop
@@ -593,6 +673,28 @@ def _frames(entry: Annotation, times: FrameTimes) -> tuple[int, int]:
         cause = f"the interval {_interval(start, entry.end)} lies outside the picture's, {picture}"
         raise _RejectedError("outside_media", cause)
     raise _RejectedError("empty_interval", f"no frame is shown in the interval {_interval(start, entry.end)}")
+
+
+def _samples(entry: Annotation, audio: AudioInfo) -> tuple[int, int]:
+    """The samples [first, stop) of an annotation, those nearest to its ends; cut to the sound."""
+    _check_interval(entry)
+    first, stop = (
+        edge if bound is None else seconds_to_samples(bound - entry.av_offset - audio.start_seconds, audio.sample_rate)
+        for bound, edge in ((entry.start, audio.silence), (entry.end, audio.num_samples))
+    )
+    if max(first, audio.silence) < min(stop, audio.num_samples):
+        return max(first, audio.silence), min(stop, audio.num_samples)
+    given = _interval(entry.start or Fraction(0), entry.end)
+    if stop <= audio.silence or first >= audio.num_samples:
+        begin = audio.start_seconds + samples_to_seconds(audio.silence, audio.sample_rate)
+        sound = _interval(begin, audio.stop_seconds)
+        raise _RejectedError("outside_media", f"the interval {given} lies outside the sound's, {sound}")
+    raise _RejectedError("empty_interval", f"no sample lies in the interval {given}")
+
+
+def _check_interval(entry: Annotation) -> None:
+    if entry.start is not None and entry.end is not None and entry.end <= entry.start:
+        raise _RejectedError("empty_interval", f"the interval {_interval(entry.start, entry.end)} holds no time")
 
 
 def _interval(start: Fraction, end: Fraction | None) -> str:
@@ -665,6 +767,8 @@ def _read_facts(path: str) -> dict[str, Any]:
     if missing:
         raise ManifestError(f"it lacks {', '.join(missing)}", path=name, remedy=_REBUILD, code="damaged")
     wrong = [key for key, kind in _FACTS.items() if not isinstance(facts[key], kind)]
+    if facts.get("streams", "both") not in get_args(Streams):
+        wrong.append("streams")
     if wrong or not TABLES.keys() <= facts["files"].keys():
         cause = f"what it says about {', '.join(wrong) or 'files'} was changed"
         raise ManifestError(cause, path=name, remedy=_REBUILD, code="damaged")
@@ -706,6 +810,12 @@ def _codes(values: pa.Array) -> _Int64:
     indices = pa.compute.dictionary_encode(values, null_encoding="encode").indices
     codes: _Int64 = indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return codes
+
+
+def _audio(medium: MediaInfo) -> AudioInfo:
+    if medium.audio is None:
+        raise ManifestError("the row's medium has no sound", path=medium.path, remedy=_REBUILD, code="damaged")
+    return medium.audio
 
 
 def _video(medium: MediaInfo) -> VideoInfo:

@@ -6,19 +6,23 @@ A header that proves the frame times (`avloader.headers`) is enough; otherwise a
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 
 from avloader import headers, packets
 from avloader.errors import MediaError
 from avloader.facts import AudioInfo, MediaInfo, VideoInfo
-from avloader.mp4 import Movie, read_movie
+from avloader.mp4 import Header, Movie, find_header, parse_movie
 from avloader.nvdec import nvdec_reason
 from avloader.prepared import silence_of
+from avloader.shorten import shorten
 from avloader.source import REENCODE, Source, ffmpeg_errors, file_status, open_source, unreadable
-from avloader.streams import Pictures, audio_info, video_info
+from avloader.streams import Grid, Pictures, audio_info, video_info
 
 __all__ = ["AudioInfo", "MediaInfo", "Prober", "VideoInfo", "probe"]
+
+_LONG_HEADER = 65536  # bytes of a header from which on reading its ends alone pays
 
 
 def probe(path: str | os.PathLike[str]) -> MediaInfo:
@@ -29,10 +33,17 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
     """
     name = os.fspath(path)
     status = file_status(name)
+    movie = None
     with ffmpeg_errors(name):
-        movie = read_movie(name)
-    if movie is not None and movie.missing_bytes:
-        raise unreadable(name, f"the file is cut off: {movie.missing_bytes} bytes are missing", "Get a complete copy")
+        header = find_header(name)
+        if header is not None:
+            if header.missing_bytes:
+                cause = f"the file is cut off: {header.missing_bytes} bytes are missing"
+                raise unreadable(name, cause, "Get a complete copy")
+            info = _probe_shortened(name, status, header)
+            if info is not None:
+                return info
+            movie = parse_movie(name, header)
     if movie is not None and not movie.is_fragmented:
         with open_source(name, "mp4") as source:
             proved = headers.prove(source, movie)
@@ -46,6 +57,20 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
             pictures, rotation = packets.decoded_beginning(name, pictures)
         sound = None if source.audio is None or sounds is None else audio_info(source, source.audio, sounds)
         return _media_info(source, status, movie, pictures, sound, "packets", rotation)
+
+
+def _probe_shortened(name: str, status: os.stat_result, header: Header) -> MediaInfo | None:
+    """Facts of a long mp4, in a time that depends little on its length; None if it is not of the plainest kind."""
+    if header.is_fragmented or header.end - header.begin < _LONG_HEADER:
+        return None
+    shortened = shorten(name, header)
+    if shortened is None:
+        return None
+    with contextlib.closing(shortened.open()) as file, open_source(name, "mp4", file) as source:
+        proved = headers.prove(source, shortened.movie, shortened.middles)
+        if proved is None:
+            return None
+        return _media_info(source, status, shortened.movie, *proved, "header")
 
 
 class Prober:
@@ -71,7 +96,7 @@ def _media_info(
     source: Source,
     status: os.stat_result,
     movie: Movie | None,
-    pictures: Pictures | None,
+    pictures: Pictures | Grid | None,
     sound: AudioInfo | None,
     times_from: str,
     rotation: int = 0,
@@ -97,6 +122,7 @@ def _media_info(
             source,
             video,
             is_fragmented=movie is not None and movie.is_fragmented,
-            refreshed_later=pictures is not None and pictures.refreshed_later,
+            refreshed_later=isinstance(pictures, Pictures) and pictures.refreshed_later,
+            average_rate=pictures.average_rate if isinstance(pictures, Grid) else None,
         ),
     )

@@ -11,14 +11,28 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from avloader.source import unreadable
 
-__all__ = ["AvcDescription", "Movie", "Track", "read_movie"]
+__all__ = [
+    "AvcDescription",
+    "Bytes",
+    "Header",
+    "Movie",
+    "Track",
+    "boxes",
+    "boxes_of_file",
+    "find_header",
+    "parse_content",
+    "parse_movie",
+    "read_movie",
+]
+
+Bytes: TypeAlias = "bytes | memoryview"
 
 _Int64 = npt.NDArray[np.int64]
 
@@ -150,6 +164,46 @@ class Movie:
     missing_bytes: int
 
 
+@dataclass(frozen=True)
+class Header:
+    """Where the header of an mp4 or mov file lies, and what lies around it.
+
+    Attributes:
+        start: First byte of ``moov``; -1 if there is none, or it is cut off or too long.
+        begin, end: Its content [begin, end).
+        is_fragmented: Whether a ``moof`` follows; an ``mvex`` inside the header says the same.
+        missing_bytes: How far the file is shorter than its boxes say.
+    """
+
+    start: int
+    begin: int
+    end: int
+    is_fragmented: bool
+    missing_bytes: int
+
+
+def find_header(path: str) -> Header | None:
+    """Looks for the header of an mp4 or mov file; None for other files.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    size = os.path.getsize(path)
+    start, content = -1, (0, 0)
+    is_fragmented = False
+    missing = 0
+    with open(path, "rb", buffering=0) as file:
+        if file.read(8)[4:] not in _FIRST_BOXES:
+            return None
+        for kind, place, begin, end in boxes_of_file(file, 0, size):
+            if kind in (b"moov", b"mdat", b"moof"):
+                missing = max(missing, end - size)
+            if kind == b"moov" and end <= size and end - begin <= _MAX_HEADER_BYTES:
+                start, content = place, (begin, end)
+            is_fragmented |= kind == b"moof"
+    return Header(start, *content, is_fragmented, missing)
+
+
 def read_movie(path: str) -> Movie | None:
     """The header of an mp4 or mov file; None for other files.
 
@@ -157,29 +211,38 @@ def read_movie(path: str) -> Movie | None:
         OSError: If the file cannot be read.
         MediaError: If the header is damaged.
     """
-    size = os.path.getsize(path)
-    header = b""
-    is_fragmented = False
-    missing = 0
+    header = find_header(path)
+    return None if header is None else parse_movie(path, header)
+
+
+def parse_movie(path: str, header: Header) -> Movie | None:
+    """What a file's header says; None if there is none.
+
+    Raises:
+        OSError: If the file cannot be read.
+        MediaError: If the header is damaged.
+    """
+    if header.start < 0:
+        return Movie(header.is_fragmented, {}, {}, {}, header.missing_bytes) if header.missing_bytes else None
     with open(path, "rb", buffering=0) as file:
-        if file.read(8)[4:] not in _FIRST_BOXES:
-            return None
-        for kind, begin, end in _file_boxes(file, size):
-            if kind in (b"moov", b"mdat", b"moof"):
-                missing = max(missing, end - size)
-            if kind == b"moov" and end <= size and end - begin <= _MAX_HEADER_BYTES:
-                file.seek(begin)
-                header = file.read(end - begin)
-            is_fragmented |= kind == b"moof"
-    if not header:
-        return Movie(is_fragmented, {}, {}, {}, missing) if missing else None
+        file.seek(header.begin)
+        content = file.read(header.end - header.begin)
+    return parse_content(path, content, header)
+
+
+def parse_content(path: str, content: Bytes, header: Header) -> Movie:
+    """The same for a `content` of ``moov`` that was read, or changed, before.
+
+    Raises:
+        MediaError: If it is damaged.
+    """
     try:
-        return _movie(header, is_fragmented, missing)
+        return _movie(memoryview(content), header.is_fragmented, header.missing_bytes)
     except (IndexError, struct.error):
         raise unreadable(path, "its header is damaged: a box is too short", "Get an intact copy") from None
 
 
-def _movie(header: bytes, is_fragmented: bool, missing: int) -> Movie:
+def _movie(header: Bytes, is_fragmented: bool, missing: int) -> Movie:
     """What the content of ``moov`` says.
 
     Raises:
@@ -189,20 +252,20 @@ def _movie(header: bytes, is_fragmented: bool, missing: int) -> Movie:
     tracks: dict[int, Track] = {}
     rotations: dict[int, int] = {}
     kinds: dict[int, bytes] = {}
-    for kind, box in _boxes(header):
+    for kind, box in boxes(header):
         if kind == b"mvhd":
             timescale = _u32(box, 20 if box[0] else 12)
         elif kind == b"mvex":
             is_fragmented = True
-    for kind, box in _boxes(header):
+    for kind, box in boxes(header):
         if kind != b"trak":
             continue
-        parts = dict(_boxes(box))
+        parts = dict(boxes(box))
         if b"tkhd" not in parts:
             continue
         track_id, rotation = _track_header(parts[b"tkhd"])
         rotations[track_id] = rotation
-        kinds[track_id] = dict(_boxes(parts.get(b"mdia", b""))).get(b"hdlr", b"")[8:12]
+        kinds[track_id] = bytes(dict(boxes(parts.get(b"mdia", b""))).get(b"hdlr", b"")[8:12])
         try:
             track = _track(parts, track_id, timescale)
         except (KeyError, IndexError, ValueError, ZeroDivisionError, struct.error):
@@ -212,10 +275,10 @@ def _movie(header: bytes, is_fragmented: bool, missing: int) -> Movie:
     return Movie(is_fragmented, tracks, rotations, kinds, missing)
 
 
-def _file_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, first byte of the content, end) of the boxes at the top level."""
-    position = 0
-    while position + 8 <= size:
+def boxes_of_file(file: BinaryIO, begin: int, stop: int) -> Iterator[tuple[bytes, int, int, int]]:
+    """(kind, first byte, first byte of the content, end) of the boxes in [begin, stop) of a file; one may end later."""
+    position = begin
+    while position + 8 <= stop:
         file.seek(position)
         head = file.read(16)
         length, kind = struct.unpack_from(">I4s", head)
@@ -223,14 +286,14 @@ def _file_boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int, int]]:
         if length == 1 and len(head) == 16:
             length, content = struct.unpack_from(">Q", head, 8)[0], position + 16
         elif length == 0:
-            length = size - position
+            length = stop - position
         if length < content - position:
             return  # rubbish after the last box
-        yield kind, content, position + length
+        yield kind, position, content, position + length
         position += length
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def boxes(data: Bytes) -> Iterator[tuple[bytes, Bytes]]:
     """(kind, content) of the boxes inside a box."""
     position = 0
     while position + 8 <= len(data):
@@ -244,18 +307,18 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += length
 
 
-def _u32(data: bytes, position: int) -> int:
+def _u32(data: Bytes, position: int) -> int:
     return int(struct.unpack_from(">I", data, position)[0])
 
 
-def _table(box: bytes, columns: int, head: int = 4, kind: str = ">i4") -> _Int64:
+def _table(box: Bytes, columns: int, head: int = 4, kind: str = ">i4") -> _Int64:
     """The rows that follow an entry count at `head`, int64 [shape=(n, columns)]."""
     count = _u32(box, head)
     values = np.frombuffer(box, dtype=kind, count=count * columns, offset=head + 4)
     return values.astype(np.int64).reshape(count, columns)
 
 
-def _track_header(box: bytes) -> tuple[int, int]:
+def _track_header(box: Bytes) -> tuple[int, int]:
     """Track id and rotation."""
     track_id = _u32(box, 20 if box[0] else 12)
     matrix = struct.unpack_from(">9i", box, 52 if box[0] else 40)
@@ -263,14 +326,14 @@ def _track_header(box: bytes) -> tuple[int, int]:
     return track_id, _ROTATIONS.get(quarter, 0)
 
 
-def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Track | None:
-    media = dict(_boxes(parts[b"mdia"]))
-    tables = dict(_boxes(dict(_boxes(media[b"minf"]))[b"stbl"]))
+def _track(parts: dict[bytes, Bytes], track_id: int, movie_timescale: int) -> Track | None:
+    media = dict(boxes(parts[b"mdia"]))
+    tables = dict(boxes(dict(boxes(media[b"minf"]))[b"stbl"]))
     timescale = _u32(media[b"mdhd"], 20 if media[b"mdhd"][0] else 12)
     same_size, num_samples = _u32(tables[b"stsz"], 4), _u32(tables[b"stsz"], 8)
     stts = _table(tables[b"stts"], 2)
     ctts = _table(tables[b"ctts"], 2) if b"ctts" in tables else None
-    edit = _edit(dict(_boxes(parts.get(b"edts", b""))).get(b"elst"), timescale, movie_timescale)
+    edit = _edit(dict(boxes(parts.get(b"edts", b""))).get(b"elst"), timescale, movie_timescale)
     if edit is None or not num_samples or (stts < 0).any() or stts[:, 0].sum() != num_samples:
         return None
     if ctts is not None and ((ctts[:, 0] < 0).any() or ctts[:, 0].sum() != num_samples):
@@ -304,12 +367,12 @@ def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Tr
     )
 
 
-def _aac_config(box: bytes) -> bytes:
+def _aac_config(box: Bytes) -> bytes:
     """The decoder's configuration in a sample description (ISO/IEC 14496-1, section 7.2.6), b"" if it is not AAC."""
-    entries = list(_boxes(box[8:]))
+    entries = list(boxes(box[8:]))
     if len(entries) != 1 or entries[0][0] != b"mp4a" or entries[0][1][8:10] != b"\0\0":
         return b""
-    descriptor = dict(_boxes(entries[0][1][28:])).get(b"esds", b"")[4:]
+    descriptor = dict(boxes(entries[0][1][28:])).get(b"esds", b"")[4:]
     tag, content = _descriptor(descriptor)
     if tag != 3 or len(content) < 3 or content[2] & 0xE0:  # a stream that depends on others
         return b""
@@ -317,15 +380,15 @@ def _aac_config(box: bytes) -> bytes:
     if tag != 4 or content[:1] != b"\x40":  # MPEG-4 audio
         return b""
     tag, content = _descriptor(content[13:])
-    return content if tag == 5 else b""
+    return bytes(content) if tag == 5 else b""
 
 
-def _avc_description(box: bytes) -> AvcDescription | None:
-    entries = list(_boxes(box[8:]))
+def _avc_description(box: Bytes) -> AvcDescription | None:
+    entries = list(boxes(box[8:]))
     if len(entries) != 1 or entries[0][0] != b"avc1" or len(entries[0][1]) < _VISUAL_ENTRY_BYTES:
         return None
     entry = entries[0][1]
-    parts = list(_boxes(entry[_VISUAL_ENTRY_BYTES:]))
+    parts = list(boxes(entry[_VISUAL_ENTRY_BYTES:]))
     kinds = [kind for kind, _ in parts]
     if kinds.count(b"avcC") != 1 or len(set(kinds)) < len(kinds) or not _PLAIN_AVC_BOXES.issuperset(kinds):
         return None
@@ -337,10 +400,10 @@ def _avc_description(box: bytes) -> AvcDescription | None:
         colour = struct.unpack_from(">HHH", colr, 4)
         full_range = bool(colr[10] & 0x80) if colr[:4] == b"nclx" and len(colr) > 10 else None
     width, height = struct.unpack_from(">HH", entry, 24)
-    return AvcDescription(dict(parts)[b"avcC"], width, height, colour, full_range)
+    return AvcDescription(bytes(dict(parts)[b"avcC"]), width, height, colour, full_range)
 
 
-def _descriptor(data: bytes) -> tuple[int, bytes]:
+def _descriptor(data: Bytes) -> tuple[int, Bytes]:
     """Tag and content of the descriptor that `data` begins with; (0, b"") if it is not whole."""
     length = 0
     for index, byte in enumerate(data[1:5], start=2):
@@ -350,7 +413,7 @@ def _descriptor(data: bytes) -> tuple[int, bytes]:
     return 0, b""
 
 
-def _edit(box: bytes | None, timescale: int, movie_timescale: int) -> tuple[int, int, int] | None:
+def _edit(box: Bytes | None, timescale: int, movie_timescale: int) -> tuple[int, int, int] | None:
     """Offset to the pts, and the range that is shown, in ticks of the track; None if it is more than one plain cut."""
     if box is None:
         return 0, -(2**62), 2**62

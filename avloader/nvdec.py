@@ -19,7 +19,14 @@ _PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE; 0 is unknown
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 
 
-def nvdec_reason(source: Source, video: VideoInfo | None, *, is_fragmented: bool, refreshed_later: bool) -> str:
+def nvdec_reason(
+    source: Source,
+    video: VideoInfo | None,
+    *,
+    is_fragmented: bool,
+    refreshed_later: bool,
+    average_rate: Fraction | None = None,
+) -> str:
     """Why DALI's video reader cannot take the file; "" if it can.
 
     Args:
@@ -27,6 +34,7 @@ def nvdec_reason(source: Source, video: VideoInfo | None, *, is_fragmented: bool
         video: What is known of its picture.
         is_fragmented: Whether it is a fragmented mp4.
         refreshed_later: Whether some key frames only begin a gradual refresh.
+        average_rate: FFmpeg's average rate of the stream where the opened one does not have it.
     """
     if source.video is None or video is None:
         return "no video"
@@ -43,7 +51,8 @@ def nvdec_reason(source: Source, video: VideoInfo | None, *, is_fragmented: bool
         return "interlaced"  # it would deinterlace: other pictures than a linear decode shows
     if refreshed_later:
         return "gradual refresh instead of key frames"
-    return _numbering_reason(source.container, source.video, video, is_mkv="matroska" in formats)
+    rate = average_rate or as_fraction(source.video.average_rate)
+    return _numbering_reason(source.container, source.video, video, rate, is_mkv="matroska" in formats)
 
 
 def _is_interlaced(path: str, stream: av.VideoStream) -> bool:
@@ -55,19 +64,25 @@ def _is_interlaced(path: str, stream: av.VideoStream) -> bool:
 
 
 def _numbering_reason(
-    container: av.container.InputContainer, stream: av.VideoStream, video: VideoInfo, *, is_mkv: bool
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    video: VideoInfo,
+    rate: Fraction | None,
+    *,
+    is_mkv: bool,
 ) -> str:
     """Why the reader would number frames wrongly; "" if it does not.
 
     It numbers a frame round((pts - start) * rate) with FFmpeg's average rate and takes the number of frames from the
     duration, so that rule must give every frame its own number.
     """
-    rate = as_fraction(stream.average_rate)
     if rate is None:
         return "no frame rate"
     start = 0 if is_mkv else stream.start_time or 0  # before it reads packets, FFmpeg knows no start in mkv
     scale = rate * video.times.time_base
-    numbers = np.arange(len(video.times), dtype=np.int64)
+    # Where frames are as far apart as the rate says, all numbers are as right as the first.
+    is_even = video.times.is_constant and video.times.step_pts * scale == 1
+    numbers = np.arange(1 if is_even else len(video.times), dtype=np.int64)
     pts = video.times.pts_of(numbers)
     largest = max(abs(int(pts[0])), abs(int(pts[-1]))) + abs(start) + 1
     if largest * 2 * max(scale.numerator, scale.denominator) >= 2**63:
@@ -79,4 +94,4 @@ def _numbering_reason(
         num_frames = stream.duration * scale
     else:
         num_frames = Fraction(container.duration or 0, av.time_base) * rate
-    return "" if round_half_up(num_frames) >= len(numbers) else "duration shorter than the frames"
+    return "" if round_half_up(num_frames) >= len(video.times) else "duration shorter than the frames"

@@ -183,6 +183,7 @@ def prepare_manifest(
         raise ValueError(f"num_workers must be at least 1, or None for one a core, got {num_workers}")
     check_engine(engine)
     source = manifest if isinstance(manifest, Manifest) else Manifest.open(manifest)
+    source.check_streams("both")
     folder = os.path.realpath(output)
     _check_output(folder, source)
     try:
@@ -364,10 +365,11 @@ class _Plan:
                         rejected.append((annotation, error))
                         continue
                     writer.keep(resolved)
-                    start = resolved.video.times.seconds(resolved.first_frame)
+                    start = _video(resolved.medium).times.seconds(resolved.first_frame)
+                    sound_path = "" if resolved.sound is None else resolved.sound.path
                     lines.writerow(
                         (
-                            *(num_kept, row.row, resolved.medium.path, row.path, resolved.sound.path, row.audio_path),
+                            *(num_kept, row.row, resolved.medium.path, row.path, sound_path, row.audio_path),
                             *(seconds_to_text(time) for time in (start, row.start_seconds, piece.start)),
                         )
                     )

@@ -106,6 +106,7 @@ def read_clip(manifest: Manifest, row: int = 0, *, num_frames: int = 16, stride:
             raise ValueError(f"{name}={value} must be at least 1")
     if not 0 <= row < len(manifest):
         raise ValueError(f"row={row} is outside the manifest: allowed is 0 to {len(manifest) - 1}")
+    manifest.check_streams("both")
     record = manifest.row(row)
     video, sound = manifest.media(record.media_id).video, manifest.media(record.audio_id).audio
     if video is None or sound is None:

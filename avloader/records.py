@@ -50,8 +50,10 @@ def field_names(fields: Iterable[pa.Field], prefix: str = "") -> set[str]:
 
 def encode(value: Any) -> Any:
     """A dataclass (or a field of one) as what pyarrow builds columns from."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    kind: type = type(value)
+    names = _names(kind)
+    if names is not None:
+        return {name: encode(getattr(value, name)) for name in names}
     if isinstance(value, np.ndarray):
         return pack(value)
     return str(value) if isinstance(value, Fraction) else value
@@ -99,6 +101,12 @@ def _decode(hint: Any, value: pa.Scalar) -> Any:
     if hint is Fraction:
         return Fraction(value.as_py())
     return tuple(tuple(pair) for pair in value.as_py())
+
+
+@functools.cache  # a million media have but a handful of types
+def _names(kind: type) -> tuple[str, ...] | None:
+    """Names of the fields of a dataclass; None for other types."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from avloader.prepared import is_prepared
 
 __all__ = [
     "REENCODE",
+    "File",
     "Packet",
     "Source",
     "Stream",
@@ -58,6 +59,19 @@ class _Rational(Protocol):
     def denominator(self) -> int: ...
 
 
+class File(Protocol):
+    """An open file, as PyAV reads it."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a byte."""
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """An opened medium.
@@ -81,11 +95,11 @@ class Source:
         return [stream for stream in (self.video, self.audio) if stream is not None]
 
 
-def open_container(path: str, container_format: str | None = None) -> av.container.InputContainer:
+def open_container(path: str | File, container_format: str | None = None) -> av.container.InputContainer:
     """Opens a medium whatever its titles are encoded in.
 
     Args:
-        path: A file.
+        path: A file, by its path or open.
         container_format: FFmpeg's name, which saves it a guess; None: it guesses.
 
     Raises:
@@ -96,17 +110,18 @@ def open_container(path: str, container_format: str | None = None) -> av.contain
 
 
 @contextlib.contextmanager
-def open_source(path: str, container_format: str | None = None) -> Iterator[Source]:
+def open_source(path: str, container_format: str | None = None, file: File | None = None) -> Iterator[Source]:
     """Opens a medium; what FFmpeg reports while it is open becomes a MediaError.
 
     Args:
         path: A regular file.
         container_format: FFmpeg's name, which saves it a guess; None: it guesses.
+        file: What is read instead of the file at `path`; None: that file.
 
     Raises:
         MediaError: With `code` "unreadable", "missing_file" or "no_streams".
     """
-    with ffmpeg_errors(path), open_container(path, container_format) as container:
+    with ffmpeg_errors(path), open_container(file or path, container_format) as container:
         video, audio = container.streams.best("video"), container.streams.best("audio")
         if not isinstance(video, av.VideoStream) or video.codec_context is None or _is_cover_art(video):
             video = None

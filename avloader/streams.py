@@ -16,7 +16,7 @@ from avloader.facts import AudioInfo, VideoInfo
 from avloader.source import Source, as_fraction, codec_name, time_base_of, unreadable
 from avloader.timeline import FrameTimes, round_half_up
 
-__all__ = ["NO_PTS", "WHOLE_FRAME_CODECS", "Pictures", "Sounds", "audio_info", "video_info"]
+__all__ = ["NO_PTS", "WHOLE_FRAME_CODECS", "Grid", "Pictures", "Sounds", "audio_info", "video_info"]
 
 _Int64 = npt.NDArray[np.int64]
 _Bool = npt.NDArray[np.bool_]
@@ -50,6 +50,25 @@ class Pictures:
 
 
 @dataclass(frozen=True, eq=False)
+class Grid:
+    """Displayed frames at constant intervals.
+
+    Attributes:
+        first_pts: Of the first frame.
+        step: Ticks between two frames, > 0.
+        num_frames: Number of frames, > 1.
+        keyframe_pts: int64, sorted; of the frames from which decoding can start.
+        average_rate: FFmpeg's average rate of the stream.
+    """
+
+    first_pts: int
+    step: int
+    num_frames: int
+    keyframe_pts: _Int64
+    average_rate: Fraction
+
+
+@dataclass(frozen=True, eq=False)
 class Sounds:
     """Packets of an audio stream in order.
 
@@ -73,22 +92,28 @@ class Sounds:
 
 
 def video_info(
-    source: Source, stream: av.VideoStream, pictures: Pictures, *, rotation: int, times_from: str
+    source: Source, stream: av.VideoStream, pictures: Pictures | Grid, *, rotation: int, times_from: str
 ) -> VideoInfo:
     """Facts of a video stream.
 
     Raises:
         MediaError: If two frames have the same time.
     """
-    order = np.argsort(pictures.pts, kind="stable")
-    table = pictures.pts[order]
-    if (np.diff(table) <= 0).any():
-        raise unreadable(source.path, "two of its frames have the same time")
-    last_duration = int(pictures.duration[order[-1]])
     time_base = time_base_of(stream)
-    times = FrameTimes.from_pts(table, time_base=time_base, origin=source.origin, last_duration=last_duration)
+    if isinstance(pictures, Grid):
+        times = FrameTimes(time_base, source.origin, pictures.first_pts, pictures.step, pictures.num_frames)
+        keyframe_pts = pictures.keyframe_pts
+    else:
+        order = np.argsort(pictures.pts, kind="stable")
+        table = pictures.pts[order]
+        if (np.diff(table) <= 0).any():
+            raise unreadable(source.path, "two of its frames have the same time")
+        last_duration = int(pictures.duration[order[-1]])
+        times = FrameTimes.from_pts(table, time_base=time_base, origin=source.origin, last_duration=last_duration)
+        keyframe_pts = np.sort(pictures.pts[pictures.is_key])
     context = stream.codec_context
     frame_rate = _frame_rate(stream, times)
+    span = times.pts(len(times) - 1) - times.first_pts
     return VideoInfo(
         stream_index=stream.index,
         codec=codec_name(stream),
@@ -98,8 +123,8 @@ def video_info(
         rotation=rotation,
         times=times,
         frame_rate=frame_rate,
-        average_rate=(len(table) - 1) / (int(table[-1] - table[0]) * time_base) if frame_rate is None else frame_rate,
-        keyframe_pts=np.sort(pictures.pts[pictures.is_key]),
+        average_rate=(len(times) - 1) / (span * time_base) if frame_rate is None else frame_rate,
+        keyframe_pts=keyframe_pts,
         times_from=times_from,
         color_matrix=_COLOR_MATRICES.get(int(context.colorspace), "bt601"),
         full_range=context.color_range == 2 or (context.pix_fmt or "").startswith("yuvj"),

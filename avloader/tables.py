@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +25,16 @@ from avloader import records
 from avloader.annotations import Annotation, BadAnnotation
 from avloader.errors import ManifestError
 from avloader.media import AudioInfo, MediaInfo, VideoInfo
-from avloader.timeline import pts_to_seconds, round_half_up, seconds_to_samples, seconds_to_text
+from avloader.timeline import (
+    FrameTimes,
+    Rounding,
+    divide_half_up,
+    nanoseconds_to_text,
+    round_half_up,
+    rounding,
+    samples_to_seconds,
+    seconds_to_text,
+)
 
 __all__ = [
     "FOLDER_ENTRIES",
@@ -34,12 +43,16 @@ __all__ = [
     "SCHEMA_VERSION",
     "TABLES",
     "Resolved",
+    "Streams",
     "TableWriter",
     "file_digest",
     "read_schema",
 ]
 
 SCHEMA_VERSION = 1
+
+Streams = Literal["both", "audio", "video"]
+"""What rows hold, or what a loader delivers: picture and sound, or one of them."""
 
 _TEXTS = ("file_list.txt", "audio_offsets.csv", "rejected.csv")
 ROWS_PER_CHUNK = 65536
@@ -66,30 +79,34 @@ TABLES = {"media.arrow": _MEDIA_SCHEMA, "clips.parquet": _CLIPS_SCHEMA}
 FOLDER_ENTRIES = ("manifest.json", *TABLES, *_TEXTS, "links")
 _OFFSETS_HEADER = ("row", "path", "start_sample", "num_samples", "sample_rate", "start_seconds", "duration_seconds")
 _REJECTED_HEADER = ("line", "path", "start", "end", "label", "code", "message")
+_CLOCKS_IN_MEMORY = 1024  # rows of one medium mostly follow one another
+_NO_EXTRA: list[tuple[str, str]] = []
 _SAYS_WHAT_HELPS = ("unreadable", "no_streams", "no_video", "no_audio")
 _WHITE_SPACE = re.compile(r"[ \t\n\v\f\r]")
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(NamedTuple):
     """An annotation with its media: everything that is written about a row comes from here.
 
     Attributes:
         annotation: As the annotation file states it.
-        medium: The medium of the picture.
-        video: Its picture.
-        sound: The medium of the sound.
+        medium: The medium of the picture; in rows of sound alone, of that.
+        video: Its picture; None: the row has only sound.
+        sound: The medium of the sound; None: the row has only pictures.
         audio: Its sound.
         first_frame, stop_frame: The frames [first_frame, stop_frame) of the picture.
+        first_sample, stop_sample: The samples of the sound, in rows of sound alone.
     """
 
     annotation: Annotation
     medium: MediaInfo
-    video: VideoInfo
-    sound: MediaInfo
-    audio: AudioInfo
-    first_frame: int
-    stop_frame: int
+    video: VideoInfo | None
+    sound: MediaInfo | None
+    audio: AudioInfo | None
+    first_frame: int = 0
+    stop_frame: int = 0
+    first_sample: int = 0
+    stop_sample: int = 0
 
 
 class TableWriter:
@@ -100,18 +117,26 @@ class TableWriter:
         output: Where the folder will stand in the end.
         labels: Names of the classes.
         label_ids: Class id of every label.
+        streams: What the rows hold.
     """
 
-    def __init__(self, folder: str, output: str, labels: list[str], label_ids: dict[str, int]) -> None:
+    def __init__(
+        self, folder: str, output: str, labels: list[str], label_ids: dict[str, int], *, streams: Streams = "both"
+    ) -> None:
         self._folder = folder
         self._output = output
         self._labels = labels
         self._label_ids = label_ids
+        self._streams = streams
         self._media_ids: dict[str, int] = {}
         self._media: list[dict[str, Any]] = []
         self._list_paths: dict[str, str] = {}
-        self._columns: dict[str, list[Any]] = {name: [] for name in _CLIPS_SCHEMA.names}
-        self._num_rows = self._num_media = 0
+        self._integers = array("q")  # _INTEGER_COLUMNS of the rows of a chunk: no objects that last
+        self._ids: list[str | None] = []
+        self._extras: list[list[tuple[str, str]]] = []
+        self._clocks: dict[tuple[int, int], _Clocks] = {}
+        self._list_path = functools.lru_cache(maxsize=1024)(self._make_list_path)
+        self._num_rows = 0
         self._reasons: Counter[str] = Counter()
         self._first_rejection = self._first_code = ""
         self._hashers = {name: hashlib.sha256() for name in (*_INTEGER_COLUMNS, "media") if name != "line"}
@@ -133,35 +158,54 @@ class TableWriter:
 
     def keep(self, resolved: Resolved) -> None:
         """Write a row."""
-        annotation, times = resolved.annotation, resolved.video.times
-        first, stop, audio = resolved.first_frame, resolved.stop_frame, resolved.audio
+        annotation, audio = resolved.annotation, resolved.audio
         offset_ns = round_half_up(annotation.av_offset * 10**9) if annotation.av_offset else 0
-        start = times.seconds(first)
-        if offset_ns:
-            start -= Fraction(offset_ns, 10**9)
-        duration = pts_to_seconds(times.end_pts(stop - 1) - times.pts(first), times.time_base)
-        start_sample = seconds_to_samples(start - audio.start_seconds, audio.sample_rate)
-        num_samples = seconds_to_samples(duration, audio.sample_rate)
-        record = {
-            "media_id": self._media_id(resolved.medium),
-            "audio_id": self._media_id(resolved.sound),
-            "first_frame": first,
-            "stop_frame": stop,
-            "first_pts": times.pts(first),
-            "audio_start_sample": start_sample,
-            "audio_num_samples": num_samples,
-            "label": self._label_ids[annotation.label],
-            "av_offset_ns": offset_ns,
-            "line": annotation.line,
-            "id": annotation.id,
-            "extra": list(annotation.extra.items()),
-        }
-        for name, value in record.items():
-            self._columns[name].append(value)
+        media_id = self._media_id(resolved.medium)
+        sound_id = -1 if resolved.sound is None else self._media_id(resolved.sound)
+        first_pts = start_sample = num_samples = start_ns = duration_ns = 0  # of the sound
+        if resolved.video is not None:
+            times, first, stop = resolved.video.times, resolved.first_frame, resolved.stop_frame
+            first_pts = times.pts(first)
+            num_ticks = times.end_pts(stop - 1) - first_pts
+            if audio is not None:
+                clocks = None if offset_ns else self._clocks.get((media_id, sound_id))
+                if clocks is None:
+                    clocks = _clocks(times, audio, offset_ns)
+                    if len(self._clocks) == _CLOCKS_IN_MEMORY:
+                        self._clocks.clear()
+                    if not offset_ns:
+                        self._clocks[media_id, sound_id] = clocks
+                start_sample, num_samples = clocks.start_sample(first_pts), clocks.num_samples(num_ticks)
+                start_ns, duration_ns = clocks.start_ns(first_pts), clocks.duration_ns(num_ticks)
+        elif audio is not None:
+            start_sample, num_samples = resolved.first_sample, resolved.stop_sample - resolved.first_sample
+            start_ns = round_half_up(
+                10**9 * (audio.start_seconds + samples_to_seconds(start_sample, audio.sample_rate))
+            )
+            duration_ns = divide_half_up(10**9 * num_samples, audio.sample_rate)
+        self._integers.extend(
+            (
+                media_id,
+                sound_id,
+                resolved.first_frame,
+                resolved.stop_frame,
+                first_pts,
+                start_sample,
+                num_samples,
+                self._label_ids[annotation.label],
+                offset_ns,
+                annotation.line,
+            )
+        )
+        self._ids.append(annotation.id)
+        self._extras.append(list(annotation.extra.items()) if annotation.extra else _NO_EXTRA)
         row = self._num_rows
-        self._file_list.write(f"{self._list_path(resolved.medium.path)} {row} {first} {stop}\n")
-        seconds = seconds_to_text(start), seconds_to_text(duration)
-        self._offsets.writerow((row, resolved.sound.path, start_sample, num_samples, audio.sample_rate, *seconds))
+        # DALI's reader of videos takes frames after the row, its reader of files takes none.
+        frames = "" if resolved.video is None else f" {resolved.first_frame} {resolved.stop_frame}"
+        self._file_list.write(f"{self._list_path(resolved.medium.path)} {row}{frames}\n")
+        if resolved.sound is not None and audio is not None:
+            seconds = nanoseconds_to_text(start_ns), nanoseconds_to_text(duration_ns)
+            self._offsets.writerow((row, resolved.sound.path, start_sample, num_samples, audio.sample_rate, *seconds))
         self._num_rows += 1
         if self._num_rows % ROWS_PER_CHUNK == 0:
             self._flush()
@@ -195,6 +239,7 @@ class TableWriter:
             fingerprint.update(f"{name} {hasher.hexdigest()}\n".encode())
         facts = {
             "schema_version": SCHEMA_VERSION,
+            "streams": self._streams,
             "options": options,
             "num_rows": self._num_rows,
             "num_media": len(self._media_ids),
@@ -226,9 +271,9 @@ class TableWriter:
         return os.path.join(self._folder, name)
 
     def _media_id(self, medium: MediaInfo) -> int:
-        media_id = self._media_ids.setdefault(medium.path, len(self._media_ids))
-        if len(self._media_ids) > self._num_media:
-            self._num_media += 1
+        media_id = self._media_ids.get(medium.path)
+        if media_id is None:
+            media_id = self._media_ids[medium.path] = len(self._media_ids)
             facts = {name: value for name, value in vars(medium).items() if name not in ("path", "mtime_ns")}
             self._hashers["media"].update(json.dumps(facts, sort_keys=True, default=_plain).encode())
             constant = None if medium.video is None else medium.video.times.is_constant
@@ -237,7 +282,7 @@ class TableWriter:
                 self._flush_media()
         return media_id
 
-    def _list_path(self, path: str) -> str:
+    def _make_list_path(self, path: str) -> str:
         """How DALI's file list, which white space splits, names a medium."""
         if not _WHITE_SPACE.search(path):
             return path
@@ -251,19 +296,50 @@ class TableWriter:
         return self._list_paths[path]
 
     def _flush(self) -> None:
-        if not self._columns["line"]:
+        if not self._ids:
             return
-        for name in _INTEGER_COLUMNS:
+        integers = np.frombuffer(self._integers, np.int64).reshape(-1, len(_INTEGER_COLUMNS)).T.copy()
+        for name, values in zip(_INTEGER_COLUMNS, integers, strict=True):
             if name in self._hashers:
-                self._hashers[name].update(np.asarray(self._columns[name], dtype="<i8").tobytes())
-        self._clips.write_batch(pa.RecordBatch.from_pydict(self._columns, schema=_CLIPS_SCHEMA))
-        for column in self._columns.values():
-            column.clear()
+                self._hashers[name].update(values.astype("<i8", copy=False).tobytes())
+        columns = [
+            *map(pa.array, integers),
+            pa.array(self._ids, pa.string()),
+            pa.array(self._extras, _CLIPS_SCHEMA.field("extra").type),
+        ]
+        self._clips.write_batch(pa.RecordBatch.from_arrays(columns, schema=_CLIPS_SCHEMA))
+        self._integers = array("q")
+        self._ids.clear()
+        self._extras.clear()
 
     def _flush_media(self) -> None:
         if self._media:
             self._media_table.write_batch(pa.RecordBatch.from_pylist(self._media, schema=_MEDIA_SCHEMA))
             self._media.clear()
+
+
+class _Clocks(NamedTuple):
+    """How the times of a picture become those of its sound: from pts, and from ticks that pass.
+
+    Attributes:
+        start_sample, start_ns: From the pts of the first frame: the sample that sounds with it, its media time.
+        num_samples, duration_ns: From the ticks that the frames last.
+    """
+
+    start_sample: Rounding
+    start_ns: Rounding
+    num_samples: Rounding
+    duration_ns: Rounding
+
+
+def _clocks(times: FrameTimes, audio: AudioInfo, offset_ns: int) -> _Clocks:
+    tick, rate, start = times.time_base, audio.sample_rate, times.origin + Fraction(offset_ns, 10**9)
+    return _Clocks(
+        rounding(tick * rate, -(start + audio.start_seconds) * rate),
+        rounding(tick * 10**9, -start * 10**9),
+        rounding(tick * rate),
+        rounding(tick * 10**9),
+    )
 
 
 def file_digest(path: str) -> str:

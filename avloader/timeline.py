@@ -10,10 +10,12 @@ Ranges are half-open everywhere.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +23,15 @@ import numpy.typing as npt
 __all__ = [
     "ANNOTATION_TOLERANCE",
     "FrameTimes",
+    "Rounding",
     "divide_half_up",
+    "nanoseconds_to_text",
     "parse_rational",
     "parse_seconds",
     "pts_to_media_time",
     "pts_to_seconds",
     "round_half_up",
+    "rounding",
     "samples_to_seconds",
     "seconds_to_samples",
     "seconds_to_text",
@@ -44,6 +49,29 @@ def round_half_up(value: Fraction | int) -> int:
 def divide_half_up(dividend: int, divisor: int) -> int:
     """The integer nearest to dividend / divisor, halves upwards; divisor > 0."""
     return (2 * dividend + divisor) // (2 * divisor)
+
+
+class Rounding(NamedTuple):
+    """round_half_up(value * scale + offset) for many integers, each in one step; made by `rounding`.
+
+    Attributes:
+        factor, shift, divisor: It is floor((value * factor + shift) / divisor).
+    """
+
+    factor: int
+    shift: int
+    divisor: int
+
+    def __call__(self, value: int) -> int:
+        """The rounded integer."""
+        return (value * self.factor + self.shift) // self.divisor
+
+
+def rounding(scale: Fraction, offset: Fraction | int = 0) -> Rounding:
+    """See `Rounding`."""
+    divisor = 2 * scale.denominator * offset.denominator
+    shift = 2 * offset.numerator * scale.denominator + divisor // 2
+    return Rounding(2 * scale.numerator * offset.denominator, shift, divisor)
 
 
 def pts_to_seconds(pts: int, time_base: Fraction) -> Fraction:
@@ -78,10 +106,24 @@ def parse_seconds(value: object) -> Fraction:
     Raises:
         ValueError: If it is not a finite number.
     """
+    if type(value) is str:
+        return _parse_text(value)
     if isinstance(value, Fraction):
         return value
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a number of seconds")
+    return _parse_decimal(value)
+
+
+@functools.lru_cache(maxsize=8192)  # tables of clips have the same times again and again
+def _parse_text(text: str) -> Fraction:
+    whole, _, part = text.partition(".")
+    if len(text) <= 18 and text.isascii() and whole.isdigit() and (part.isdigit() or text == whole):
+        return Fraction(int(whole + part), 10 ** len(part))
+    return _parse_decimal(text)
+
+
+def _parse_decimal(value: object) -> Fraction:
     try:
         number = Decimal(str(value).strip())
     except InvalidOperation:
@@ -95,7 +137,11 @@ def parse_seconds(value: object) -> Fraction:
 
 def seconds_to_text(seconds: Fraction) -> str:
     """Decimal seconds rounded to a nanosecond, without trailing zeros: "1.5", "0.033366667"."""
-    nanoseconds = divide_half_up(seconds.numerator * 10**9, seconds.denominator)
+    return nanoseconds_to_text(divide_half_up(seconds.numerator * 10**9, seconds.denominator))
+
+
+def nanoseconds_to_text(nanoseconds: int) -> str:
+    """The same of nanoseconds."""
     sign = "-" if nanoseconds < 0 else ""
     whole, rest = divmod(abs(nanoseconds), 10**9)
     return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"
@@ -208,7 +254,7 @@ class FrameTimes:
 
     def first_frame_from(self, seconds: Fraction) -> int:
         """Index of the first frame shown at or after `seconds`; `num_frames` if there is none."""
-        return self._first_frame_from(seconds, self.origin)
+        return self._first_frame_from(seconds, self._exact)
 
     def frames_between(self, start: Fraction, end: Fraction | None) -> tuple[int, int]:
         """The frames [first, stop) whose presentation time lies in [start, end).
@@ -220,9 +266,8 @@ class FrameTimes:
             start: Media time.
             end: Media time, or None for the end of the medium.
         """
-        origin = self.origin - ANNOTATION_TOLERANCE
-        first = self._first_frame_from(start, origin)
-        stop = self.num_frames if end is None else self._first_frame_from(end, origin)
+        first = self._first_frame_from(start, self._tolerant)
+        stop = self.num_frames if end is None else self._first_frame_from(end, self._tolerant)
         return first, max(first, stop)
 
     def nearest_frame(self, seconds: Fraction) -> int:
@@ -234,11 +279,21 @@ class FrameTimes:
             return self.num_frames - 1
         return after if self.seconds(after) - seconds < seconds - self.seconds(after - 1) else after - 1
 
-    def _first_frame_from(self, seconds: Fraction, origin: Fraction) -> int:
-        tick = self.time_base
-        on_clock = seconds.numerator * origin.denominator + origin.numerator * seconds.denominator
-        ticks = on_clock * tick.denominator, seconds.denominator * origin.denominator * tick.numerator
-        return self._first_pts_index(-(-ticks[0] // ticks[1]))  # the next whole tick
+    @functools.cached_property
+    def _exact(self) -> tuple[int, int, int]:
+        """How seconds become ticks, in whole numbers: see `_first_frame_from`."""
+        return _to_ticks(self.time_base, self.origin)
+
+    @functools.cached_property
+    def _tolerant(self) -> tuple[int, int, int]:
+        """The same for seconds that were rounded."""
+        return _to_ticks(self.time_base, self.origin - ANNOTATION_TOLERANCE)
+
+    def _first_frame_from(self, seconds: Fraction, to_ticks: tuple[int, int, int]) -> int:
+        factor, shift, divisor = to_ticks
+        dividend, denominator = seconds.numerator, seconds.denominator
+        # The next whole tick.
+        return self._first_pts_index(-(-(dividend * factor + denominator * shift) // (denominator * divisor)))
 
     def _first_pts_index(self, pts: int) -> int:
         if self.table is None:
@@ -246,3 +301,12 @@ class FrameTimes:
         else:
             index = int(np.searchsorted(self.table, pts, side="left"))
         return min(max(index, 0), self.num_frames)
+
+
+def _to_ticks(time_base: Fraction, origin: Fraction) -> tuple[int, int, int]:
+    """(factor, shift, divisor): n / d seconds of media time are (n * factor + d * shift) / (d * divisor) ticks."""
+    return (
+        origin.denominator * time_base.denominator,
+        origin.numerator * time_base.denominator,
+        origin.denominator * time_base.numerator,
+    )

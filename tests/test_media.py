@@ -340,7 +340,7 @@ def test_tables_and_packets_say_the_same(
 ) -> None:
     path = truth_media[recipe.name]
     by_tables = probe(path)
-    monkeypatch.setattr(headers, "prove", lambda source, movie: None)
+    monkeypatch.setattr(headers, "prove", lambda *arguments: None)
     by_packets = probe(path)
     assert by_tables.nvdec_reason == by_packets.nvdec_reason
     if by_tables.video is not None and by_packets.video is not None:

@@ -16,6 +16,7 @@ from avloader.timeline import (
     parse_seconds,
     pts_to_seconds,
     round_half_up,
+    rounding,
     samples_to_seconds,
     seconds_to_samples,
     seconds_to_text,
@@ -207,3 +208,24 @@ def test_a_frame_that_does_not_exist_has_no_pts(index: int) -> None:
             times.pts(index)
         with pytest.raises(IndexError, match="not all inside"):
             times.pts_of([0, index])
+
+
+@pytest.mark.parametrize("scale", [Fraction(1), Fraction(48000, 90000), Fraction(10**9, 30000), Fraction(7, 3)])
+@pytest.mark.parametrize("offset", [0, Fraction(1, 2), Fraction(-1001, 30000), Fraction(22050, 7), Fraction(-3, 2)])
+def test_rounding_in_one_step_is_the_only_rounding_rule(scale: Fraction, offset: Fraction) -> None:
+    rounded = rounding(scale, offset)
+    for value in (*range(-50, 50), 10**9 + 7, -(10**9)):
+        assert rounded(value) == round_half_up(value * scale + offset)
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "7", "007", "1.5", "12.345678901", "0.040", "99999999999999.999", " 1.5 ", "5.", ".5"]
+)
+def test_plain_decimals_are_read_as_all_others(text: str) -> None:
+    assert parse_seconds(text) == Fraction(Decimal(text.strip()))
+
+
+@pytest.mark.parametrize("text", ["", ".", "1.2.3", "1.-5", "1,5", "--1", "1.5s", "nan"])
+def test_what_only_begins_like_a_decimal_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a"):
+        parse_seconds(text)

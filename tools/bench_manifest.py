@@ -131,6 +131,21 @@ def of_length(seconds: int) -> Recipe:
     return replace(hour, name=name, file_name=f"{name}.mp4", picture=picture, sound=sound, islands=islands)
 
 
+def verify_length(path: Path, recipe: Recipe) -> None:
+    """Compare what is said of a file with its recipe."""
+    facts = probe(path)
+    assert facts.video is not None
+    assert facts.audio is not None
+    assert recipe.picture is not None
+    assert recipe.sound is not None
+    assert facts.video.times_from == "header"
+    assert (facts.video.frame_rate, len(facts.video.times)) == (recipe.picture.rate, recipe.picture.num_frames)
+    assert len(facts.video.keyframe_pts) == -(-recipe.picture.num_frames // recipe.picture.gop)
+    assert facts.video.times.start_seconds == facts.audio.start_seconds == 0
+    assert not facts.audio.gaps
+    assert facts.audio.num_samples == recipe.sound.num_samples // 1024 * 1024
+
+
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
     """Median CPU time of this process; it has one thread at work."""
     taken = []
@@ -178,8 +193,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "rounds": rounds,
             "probe by length, ms of one core": {},
         }
-        for seconds in (10, 60, 600, 3600):
-            path = make(of_length(seconds), folder)
+        for seconds in (10, 60, 600, 3600, 7200):
+            recipe = of_length(seconds)
+            path = make(recipe, folder)
+            verify_length(path, recipe)
             results["probe by length, ms of one core"][f"{seconds} s"] = milliseconds(
                 functools.partial(probe, path), 30
             )

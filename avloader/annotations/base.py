@@ -96,9 +96,11 @@ def number(name: str, value: object) -> Fraction:
 def interval(start: Fraction | None, end: Fraction | None) -> tuple[Fraction | None, Fraction | None]:
     """The same interval, if it begins at or after 0 and ends after it begins."""
     for name, value in (("start", start), ("end", end)):
-        if value is not None and value < 0:
+        if value is not None and value.numerator < 0:
             raise LineError("bad_time", f"{name} must be at least 0 s, got {float(value):g}")
-    if end is not None and end <= (start or 0):
+    if end is not None and end.numerator * (start.denominator if start else 1) <= (
+        start.numerator * end.denominator if start else 0
+    ):
         raise LineError("empty_interval", f"end ({float(end):g} s) must lie after start ({float(start or 0):g} s)")
     return start, end
 

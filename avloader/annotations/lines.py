@@ -7,7 +7,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from avloader.annotations.base import Annotation, BadAnnotation, LineError
 from avloader.errors import AnnotationError
@@ -139,8 +139,7 @@ def bad(line: int, fault: LineError, text: str) -> BadAnnotation:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record of a CSV file.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
@@ -23,6 +23,7 @@ __all__ = ["CSV", "JSONL"]
 
 _REQUIRED = ("path", "start", "end", "label")
 _KNOWN = (*_REQUIRED, "audio_path", "av_offset", "id")
+_NO_OFFSET = Fraction(0)
 
 
 def read_csv(path: str, media_template: str | None = None) -> Iterator[Annotation | BadAnnotation]:
@@ -33,9 +34,10 @@ def read_csv(path: str, media_template: str | None = None) -> Iterator[Annotatio
     """
     with Lines(path) as source:
         names = read_header(source, _REQUIRED)
+        others = [name for name in names if name not in _KNOWN]
 
         def parse(record: Record) -> Annotation:
-            return _annotation(record.line, dict(zip(names, record.fields, strict=True)))
+            return _annotation(record.line, dict(zip(names, record.fields, strict=True)), others)
 
         yield from convert(read_rows(source, names), parse)
 
@@ -57,14 +59,15 @@ def read_jsonl(path: str, media_template: str | None = None) -> Iterator[Annotat
                 continue
             try:
                 check_line(line)
-                annotation = _annotation(source.number, _object(line))
+                texts = _object(line)
+                annotation = _annotation(source.number, texts, [name for name in texts if name not in _KNOWN])
             except LineError as fault:
                 yield bad(source.number, fault, line)
             else:
                 yield annotation
 
 
-def _annotation(line: int, texts: Mapping[str, str]) -> Annotation:
+def _annotation(line: int, texts: Mapping[str, str], others: Sequence[str]) -> Annotation:
     start, end = interval(_optional("start", texts), _optional("end", texts))
     audio_path = texts.get("audio_path", "")
     return Annotation(
@@ -74,9 +77,9 @@ def _annotation(line: int, texts: Mapping[str, str]) -> Annotation:
         end=end,
         label=texts.get("label", ""),
         audio_path=check_path("audio_path", audio_path) if audio_path else None,
-        av_offset=_optional("av_offset", texts) or Fraction(0),
+        av_offset=_optional("av_offset", texts) or _NO_OFFSET,
         id=texts.get("id") or None,
-        extra={name: value for name, value in texts.items() if name not in _KNOWN},
+        extra={name: texts[name] for name in others},
     )
 
 

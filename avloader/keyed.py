@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     OTHER_ROW = 4
     CROP = 5
     SOUND_PLACE = 6
+    BLOCK = 7
 
 
 def philox(counter: _FourWords, key: tuple[int, int]) -> _FourWords:

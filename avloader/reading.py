@@ -383,7 +383,7 @@ class ClipRead:
     def task(self, slot: int, *, with_frames: bool) -> ReadTask:
         """What a worker is to read of it into `slot`."""
         frames, frame_pts, sound = None, (), self.sound
-        wanted = (None, 0, 0, 1, 0)
+        wanted: tuple[bytes | None, int, int, int, int] = (None, 0, 0, 1, 0)
         if sound is not None:
             source = _sound_source(sound.media)
             wanted = source, sound.start, sound.num_samples, sound.sample_rate, sound.before

@@ -23,7 +23,7 @@ from avloader.timeline import samples_to_seconds, seconds_to_samples
 
 __all__ = ["ShortSound", "SoundOptions", "SoundPlan"]
 
-_BLOCKS_OF_A_POOL = 32  # clips of so many blocks are sorted together: another selection in each epoch
+_SPREAD = 0.1  # by up to this part clips count as longer than they are when they are sorted
 _MOST_STARTS = 2**31 - 1  # that `keyed.below` draws from: 12 hours at 48 kHz
 
 _Int64 = npt.NDArray[np.int64]
@@ -94,9 +94,9 @@ class SoundPlan(EpochPlan):
     end of a row left out; "center" leaves as many starts before it as after it, or one less. Of a row that is shorter
     the clip is all there is. Windows start on a sample of the medium.
 
-    With `bucket`, the epoch's (shuffled) order is cut into pools of some buckets; the clips of a pool are sorted by
-    length, cut into buckets, and the buckets, and the clips in each, go in the order of the shuffle again. Only the
-    last bucket of an epoch can be shorter; it is the last one of its pool.
+    With `bucket`, clips are sorted by length and cut into buckets. With `shuffle` each counts as up to a tenth longer
+    for that, so that buckets differ from epoch to epoch, and they and the clips in each are shuffled; what is left over
+    by the last bucket, the longest clips, comes last.
 
     Attributes:
         options: The options.
@@ -155,19 +155,17 @@ class SoundPlan(EpochPlan):
         places = np.arange(num_clips)
         clips = places if order is None else order
         rows = clips if self._rows is None else self._rows[clips]
-        seconds = self._length[rows] / self._rates[self._kind[rows]]
-        pools = places // (options.bucket * _BLOCKS_OF_A_POOL)
-        by_length = np.lexsort((places, seconds, pools))
-        blocks = places // options.bucket  # of the clips sorted by length
+        length = self._length[rows] / self._rates[self._kind[rows]]
+        key = {"seed": options.seed, "epoch": self.epoch}
+        if options.shuffle:  # other neighbours in each epoch
+            random = keyed.bits(clips, **key, purpose=keyed.Purpose.LENGTH) >> np.uint64(11)
+            length *= 1 + _SPREAD * 2.0**-53 * random
+        by_length = np.lexsort((places, length))
         if options.shuffle:
-            num_whole = num_clips // options.bucket
-            numbers = np.arange(num_whole)
-            key = keyed.bits(numbers, seed=options.seed, epoch=self.epoch, purpose=keyed.Purpose.BLOCK)
-            rank = np.arange(num_whole + 1)  # the short block stays the last
-            pool_of_block = numbers // _BLOCKS_OF_A_POOL
-            rank[np.lexsort((numbers, key, pool_of_block))] = numbers
-            blocks = rank[blocks]
-            by_length = by_length[np.lexsort((by_length, blocks))]
+            num_buckets = num_clips // options.bucket
+            rank = np.arange(num_buckets + 1)  # what is left over stays behind them
+            rank[keyed.bits(rank[:-1], **key, purpose=keyed.Purpose.BUCKET).argsort(kind="stable")] = rank[:-1].copy()
+            by_length = by_length[np.lexsort((by_length, rank[places // options.bucket]))]
         result: _Int64 = clips[by_length]
         return result
 

@@ -30,6 +30,7 @@ WHOLE_FRAME_CODECS = frozenset({"aac", "ac3", "eac3", "mp2", "mp3", "mp3float", 
 _STANDARD_RATES = tuple(
     Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60", "120")
 )
+_VORBIS_MISSTAMP = 2048  # samples; a quarter of the longest block
 _COLOR_MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # ITU-T H.273, table 4
 
 
@@ -166,6 +167,8 @@ def audio_info(source: Source, stream: av.AudioStream, sounds: Sounds) -> AudioI
     else:
         raise unreadable(source.path, "the time stamps of its sound step back")
     num_samples, gaps = placed
+    if codec_name(stream) == "vorbis":  # where the size of blocks changes, FFmpeg stamps packets of Ogg too late
+        gaps = tuple(gap for gap in gaps if gap[1] - gap[0] > _VORBIS_MISSTAMP)
     return AudioInfo(
         stream_index=stream.index,
         codec=codec_name(stream),

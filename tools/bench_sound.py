@@ -335,7 +335,7 @@ def measure(title: str, job: Job, arguments: argparse.Namespace) -> list[dict[st
         except Exception as error:
             if name == "avloader":
                 raise
-            is_right, remarks[name] = False, f"cannot: {(str(error).strip().splitlines() or [repr(error)])[-1][:200]}"
+            is_right, remarks[name] = False, f"cannot: {' '.join(str(error.__cause__ or error).split())[:200]}"
         if is_right:
             rates[name] = []
         elif name == "avloader":

@@ -490,6 +490,21 @@ def test_sound_is_augmented_as_for_clips_with_pictures_also_where_it_would_break
     assert run(many, augment=augment, epoch=1)[0].audio != got[0].audio
 
 
+def test_each_window_of_a_row_is_augmented_by_itself(many: Manifest) -> None:
+    options = {"audio_seconds": "0.1", "clips": "all", "features": None, "augment": Gain(p=1)}
+    gains: dict[int, list[float]] = {}
+    for batch_size in (32, 7):
+        with loader_of(many, batch_size=batch_size, **options) as loader:
+            for batch in loader:
+                for row, gain in zip(batch.row.tolist(), batch.augmentation["Gain"]["gain_db"].tolist(), strict=True):
+                    gains.setdefault(row, []).append(gain)
+    for row, found in gains.items():
+        half = len(found) // 2
+        assert half == max(many.row(row).audio_num_samples // 800, 1)
+        assert found[:half] == found[half:]
+        assert len(set(found[:half])) == half
+
+
 @on_both
 def test_whispers_input_is_that_of_the_sound_padded_to_half_a_minute(manifest: Manifest, device: str) -> None:
     with AVLoader(manifest, preset="whisper", streams="audio", batch_size=3, device=device, num_workers=1) as loader:

@@ -37,7 +37,6 @@ def mel_batches(seed: int, rank: int = 0, world_size: int = 1) -> list[AVBatch]:
         seed=seed,
         rank=rank,
         world_size=world_size,
-        num_workers=1,
     )
     with loader:
         return [batch.to("cpu") for _ in range(2) for batch in loader]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-import weakref
-from collections.abc import Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import av
 import av.error
@@ -18,16 +16,15 @@ import numpy as np
 import numpy.typing as npt
 from av.audio.codeccontext import AudioCodecContext
 
-from avloader.errors import MediaError
 from avloader.facts import AudioInfo
-from avloader.mp4 import Track, read_movie
+from avloader.mp4 import Track
+from avloader.mp4packets import FileBytes, TrackPackets, only_track
 
 __all__ = ["DirectSound", "open_direct"]
 
 # Packets that AAC-LC needs before the first wanted one: half of a frame is the second half of the one before it, whose
 # window shape the frame before that gave. HE-AAC's bands and filters remember more.
 _LOW_COMPLEXITY, _LOW_COMPLEXITY_PREROLL, _PREROLL = 2, 2, 8
-_MOST_BUFFERS = 512  # of one system call; the system allows 1024
 
 _Float32 = npt.NDArray[np.float32]
 
@@ -65,13 +62,7 @@ def open_direct(path: str, info: AudioInfo) -> DirectSound | None:
 
 
 def _open_track(path: str, info: AudioInfo) -> _TrackSound | None:
-    try:
-        movie = read_movie(path)
-    except MediaError:
-        return None
-    if movie is None or movie.is_fragmented or movie.missing_bytes or list(movie.kinds.values()).count(b"soun") != 1:
-        return None
-    track = next((movie.tracks[number] for number in movie.tracks if movie.kinds[number] == b"soun"), None)
+    track = only_track(path, b"soun")
     if track is None or not track.aac_config or track.timescale != info.sample_rate or track.ctts is not None:
         return None
     durations = track.stts
@@ -98,7 +89,7 @@ class _TrackSound:
         self._num_channels = info.num_channels
         self._kept = np.zeros(0, np.float32)  # what was read last: the next window often begins in it
         self._next = -1  # the packet that follows it
-        self._file = _File(path)
+        self._packets = TrackPackets(path, track)
 
     def read(self, first: int, last: int, out: _Float32) -> bool:
         begin, stop = (first - self._origin) // self._size, -((self._origin - last) // self._size)
@@ -123,7 +114,7 @@ class _TrackSound:
         return True
 
     def close(self) -> None:
-        self._file.close()
+        self._packets.close()
 
     def _decode(self, start: int, begin: int, stop: int, mono: _Float32) -> bool:
         """Decode packets [start, stop) and write the mean of the channels of those from `begin` on."""
@@ -131,7 +122,7 @@ class _TrackSound:
         channels = np.empty((self._num_channels, len(mono)), np.float32)
         at = (start - begin) * size
         try:
-            for packet in self._packets(start, stop):
+            for packet in self._packets.read(start, stop):
                 frames = decode(packet)
                 if len(frames) != 1 or frames[0].samples != size or frames[0].is_corrupt:
                     return False
@@ -150,25 +141,6 @@ class _TrackSound:
             np.mean(channels, axis=0, dtype=np.float32, out=mono)
         return True
 
-    def _packets(self, start: int, stop: int) -> list[av.Packet[Any]]:
-        """Packets [start, stop); what lies together in the file is read together."""
-        packets: list[av.Packet[Any]] = []
-        together: list[av.Packet[Any]] = []
-        begin = end = 0
-        for position, size in self._track.positions(np.arange(start, stop)).tolist():
-            if not size:
-                raise EOFError  # FFmpeg takes an empty packet for the end
-            if together and (position != end or len(together) == _MOST_BUFFERS):
-                self._file.fill(together, begin, end - begin)
-                together.clear()
-            if not together:
-                begin = position
-            together.append(av.Packet(size))
-            packets.append(together[-1])
-            end = position + size
-        self._file.fill(together, begin, end - begin)
-        return packets
-
 
 def _aac_decoder(config: bytes) -> AudioCodecContext:
     decoder = av.CodecContext.create("aac", "r")
@@ -177,24 +149,6 @@ def _aac_decoder(config: bytes) -> AudioCodecContext:
     decoder.thread_count = 1
     decoder.open()
     return decoder
-
-
-class _File:
-    """A file to read at given places, closed with the last reference to it."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.close = weakref.finalize(self, os.close, self._fd)
-
-    def fill(self, buffers: Sequence[Any], position: int, num_bytes: int) -> None:
-        """Fill buffers with `num_bytes`, which is their size, from `position` on.
-
-        Raises:
-            OSError: If the system cannot read.
-            EOFError: If the file ends before.
-        """
-        if os.preadv(self._fd, buffers, position) != num_bytes:
-            raise EOFError
 
 
 # PCM in WAV -----------------------------------------------------------------------------------------------------------
@@ -240,7 +194,7 @@ class _WavSound:
         kind, self._scale = _WAV_TYPES[info.codec]
         self._kind = np.dtype(kind)
         self._begin, self._num_channels, self._num_samples = begin, info.num_channels, info.num_samples
-        self._file = _File(path)
+        self._file = FileBytes(path)
 
     def read(self, first: int, last: int, out: _Float32) -> bool:
         if last > self._num_samples:

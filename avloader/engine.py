@@ -113,7 +113,7 @@ class Engine:
         self._first_clips = len(lanes) * _FIRST_CLIPS or self._clips_ahead
         # Twice what lanes hold of their pieces, and what waits for pieces of other lanes.
         sound_slots = sum(2 * (_IN_FLIGHT + 2) * options.piece_clips for options in lanes) + 16 * batch_size
-        num_slots = batch_size * 4 * (_IN_FLIGHT + 1)
+        num_slots = batch_size * 8 * (_IN_FLIGHT + 1)
         if graph.num_frames:
             layout = self._layout(num_slots, max(sound_slots, _SOUND_SLOTS) if lanes else 0)
         else:

@@ -18,13 +18,33 @@ import numpy.typing as npt
 
 from avloader.source import unreadable
 
-__all__ = ["Movie", "Track", "read_movie"]
+__all__ = ["AvcDescription", "Movie", "Track", "read_movie"]
 
 _Int64 = npt.NDArray[np.int64]
 
 _ROTATIONS = {(1, 0, 0, 1): 0, (0, 1, -1, 0): 270, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 90}
 _MAX_HEADER_BYTES = 2**30
+_VISUAL_ENTRY_BYTES = 78  # before the boxes in it
+_PLAIN_AVC_BOXES = frozenset({b"avcC", b"btrt", b"colr", b"pasp"})
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+
+
+@dataclass(frozen=True, slots=True)
+class AvcDescription:
+    """What a sample description says of H.264 (ISO/IEC 14496-15, section 5.4.2).
+
+    Attributes:
+        config: AVCDecoderConfigurationRecord.
+        width, height: Of the pictures.
+        colour: Primaries, transfer function and matrix (ITU-T H.273), or None where nothing is said.
+        full_range: Whether all values from 0 to 255 are in use; None: nothing is said.
+    """
+
+    config: bytes
+    width: int
+    height: int
+    colour: tuple[int, int, int] | None
+    full_range: bool | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +65,7 @@ class Track:
         chunk_offset: int64, the chunks' places in the file.
         stsc: int64 [shape=(n, 3)], runs of chunks: first chunk (from 1), samples in each, description.
         aac_config: AudioSpecificConfig of ISO/IEC 14496-3 if all samples are AAC of one description, else empty.
+        avc: How to decode the samples if all are H.264 of one plain description, else None.
     """
 
     track_id: int
@@ -60,6 +81,7 @@ class Track:
     chunk_offset: _Int64
     stsc: _Int64
     aac_config: bytes
+    avc: AvcDescription | None
 
     @functools.cached_property
     def duration(self) -> _Int64:
@@ -278,6 +300,7 @@ def _track(parts: dict[bytes, bytes], track_id: int, movie_timescale: int) -> Tr
         chunk_offset=chunk_offset,
         stsc=stsc,
         aac_config=_aac_config(tables.get(b"stsd", b"")),
+        avc=_avc_description(tables.get(b"stsd", b"")),
     )
 
 
@@ -295,6 +318,26 @@ def _aac_config(box: bytes) -> bytes:
         return b""
     tag, content = _descriptor(content[13:])
     return content if tag == 5 else b""
+
+
+def _avc_description(box: bytes) -> AvcDescription | None:
+    entries = list(_boxes(box[8:]))
+    if len(entries) != 1 or entries[0][0] != b"avc1" or len(entries[0][1]) < _VISUAL_ENTRY_BYTES:
+        return None
+    entry = entries[0][1]
+    parts = list(_boxes(entry[_VISUAL_ENTRY_BYTES:]))
+    kinds = [kind for kind, _ in parts]
+    if kinds.count(b"avcC") != 1 or len(set(kinds)) < len(kinds) or not _PLAIN_AVC_BOXES.issuperset(kinds):
+        return None
+    colr = dict(parts).get(b"colr")
+    colour, full_range = None, None
+    if colr is not None:
+        if len(colr) < 10 or colr[:4] not in (b"nclx", b"nclc"):
+            return None
+        colour = struct.unpack_from(">HHH", colr, 4)
+        full_range = bool(colr[10] & 0x80) if colr[:4] == b"nclx" and len(colr) > 10 else None
+    width, height = struct.unpack_from(">HH", entry, 24)
+    return AvcDescription(dict(parts)[b"avcC"], width, height, colour, full_range)
 
 
 def _descriptor(data: bytes) -> tuple[int, bytes]:

@@ -18,7 +18,7 @@ from avloader.workers import WorkerDied, WorkerPool
 
 __all__ = ["TaskQueue"]
 
-_MOST_TOGETHER = 8  # more gains little, and the first of them waits for the last
+_MOST_TOGETHER = 16  # more gains little, and the first of them waits for the last
 
 
 @dataclass(slots=True, eq=False)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
-import av.container
 import av.error
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +17,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from avloader.errors import DecodeError
 from avloader.pictures import PictureOptions
-from avloader.source import open_container
+from avloader.videopackets import DemuxedPackets, PacketError, PacketSource, open_listed, packet_stamp
 
 __all__ = ["VideoReader"]
 
@@ -65,7 +63,8 @@ class VideoReader:
         self._picture = picture or PictureOptions()
         self._num_threads = num_threads
         self._reformatter = VideoReformatter()
-        self._container: av.container.InputContainer | None = None
+        self._source: PacketSource | None = None
+        self._trusts_header = True  # else FFmpeg's demuxer finds the packets
         self._position: int | None = None  # pts of the last frame taken
         self._closed = False
         try:
@@ -119,18 +118,30 @@ class VideoReader:
         if not places:
             return
         for wanted in self._runs(sorted(places)):
-            failure: _ReadError | None = None
-            for start in self._starts(wanted[0]):
-                try:
-                    self._go_to(start)
-                    self._decode(wanted, places, start)
-                    break
-                except _ReadError as found:
-                    failure = found
-                    self._release()  # flushing does not rid a decoder of everything that damage leaves in it
-            else:
-                assert failure is not None
+            starts = list(self._starts(wanted[0]))
+            if self._trusts_header:
+                failure = self._try_from(starts[:1], wanted, places)
+                if failure is None:
+                    continue
+                self._trusts_header = False
+                starts = [start for start in starts if not start.is_continued]
+            failure = self._try_from(starts, wanted, places)
+            if failure is not None:
                 raise self._error(failure) from failure.__cause__
+
+    def _try_from(self, starts: Iterable[_Start], wanted: list[int], places: _Places) -> _ReadError | None:
+        """Read the frames from the first of these places that yields them all; what went wrong last if none does."""
+        failure: _ReadError | None = None
+        for start in starts:
+            try:
+                self._go_to(start)
+                self._decode(wanted, places, start)
+            except _ReadError as found:
+                failure = found
+                self._release()  # flushing does not rid a decoder of everything that damage leaves in it
+            else:
+                return None
+        return failure
 
     def close(self) -> None:
         """Close the file; calling it twice is harmless."""
@@ -147,41 +158,32 @@ class VideoReader:
 
     # The file ---------------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        """Open the file, or open it anew, at its start."""
-        self._release()
-        try:
-            self._container = container = open_container(self._path)
-            stream = container.streams[self._stream_index]
-        except (av.error.FFmpegError, OSError) as error:
-            raise _ReadError(f"it cannot be opened ({error.strerror})") from error
-        except IndexError:
-            raise _ReadError(f"it has no stream {self._stream_index}") from None
-        if not isinstance(stream, av.VideoStream) or stream.time_base is None:
-            raise _ReadError(f"its stream {self._stream_index} is no picture")
-        if stream.codec_context is None:
-            raise _ReadError(f"the codec of its stream {self._stream_index} is unknown")
-        context = stream.codec_context
-        context.thread_count = self._num_threads
-        if self._num_threads == 1:
-            context.thread_type = "NONE"
-        self._stream = stream
-        self._seconds_per_tick = Fraction(stream.time_base.numerator, stream.time_base.denominator)
-        rate = stream.average_rate
+    def _open(self) -> PacketSource:
+        """The opened file, opened anew unless it is open."""
+        if self._source is not None:
+            return self._source
+        source: PacketSource | None = None
+        if self._trusts_header:
+            source = open_listed(self._path, self._keyframe_pts, num_threads=self._num_threads)
+            self._trusts_header = source is not None
+        if source is None:
+            try:
+                source = DemuxedPackets(self._path, self._stream_index, num_threads=self._num_threads)
+            except PacketError as error:
+                raise _ReadError(str(error)) from error.__cause__
+        self._source, context = source, source.context
+        self._seconds_per_tick, rate = source.time_base, source.average_rate
         self._reach = int(_CHEAPER_THAN_SEEK / (rate * self._seconds_per_tick)) if rate else 0
         self._can_skip = context.codec.name in _SKIPPING_CODECS
         # VP8 has packets that only refresh a reference.
         self._owes_every_frame = context.codec.name != "vp8"
         self._shape = self._picture.scaled((context.height, context.width))
         self._size = self._picture.size or self._shape
-        self._is_fresh = True
         self._restart()
+        return source
 
     def _restart(self) -> None:
         """Forget everything about what was read so far."""
-        assert self._container is not None
-        self._packets = self._container.demux(self._stream)
-        self._held: av.Packet[av.VideoStream] | None = None  # the first packet to decode
         self._ahead: deque[av.VideoFrame] = deque()  # decoded, but not taken
         self._position = None
         self._newest: int | None = None  # pts of the last decoded frame
@@ -190,12 +192,10 @@ class VideoReader:
         self._damage: int | None = None  # pts of the first damaged frame
 
     def _release(self) -> None:
-        self._ahead = deque()
-        self._held = None
-        self._position = None
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        self._restart()
+        if self._source is not None:
+            self._source.close()
+            self._source = None
 
     def _error(self, failure: _ReadError) -> DecodeError:
         remedy = "Get an intact copy, or build the manifest again if the file changed"
@@ -240,39 +240,15 @@ class VideoReader:
         """
         if start.is_continued:
             return
-        if start.key is None:
-            if not (self._is_fresh and self._container is not None):
-                self._open()
-            self._is_fresh = False
-            return
-        if self._container is None:
-            self._open()
-        self._is_fresh = False
-        margin = 0
-        while start.key - margin >= (self._stream.start_time or 0) - 1 or not margin:
-            if self._seek(start.key, margin):
-                return
-            margin = 2 * margin or max(1, int(1 / self._seconds_per_tick))
-        raise _ReadError(f"the key frame at {self._time(start.key)} is missing")
-
-    def _seek(self, key: int, margin: int) -> bool:
-        """Seek `margin` ticks before the key frame and read up to it; False if the seek ended past it."""
-        assert self._container is not None
+        source = self._open()
+        self._restart()
         try:
-            # Most containers seek by dts, MPEG-TS by a guess: where it ended, only the packets tell.
-            self._container.seek(key - margin, stream=self._stream, backward=True)
-            self._restart()
-            for packet in self._packets:
-                if packet.is_keyframe and packet.size:
-                    stamp = _stamp(packet)
-                    if stamp == key:
-                        self._held = packet
-                        return True
-                    if stamp is not None and stamp > key:
-                        break
-        except (av.error.FFmpegError, OSError):
-            return False
-        return False
+            if start.key is None:
+                source.rewind()
+            elif not source.seek(start.key):
+                raise _ReadError(f"the key frame at {self._time(start.key)} is missing")
+        except PacketError as error:
+            raise _ReadError(str(error)) from error.__cause__
 
     # Decoding ---------------------------------------------------------------------------------------------------------
 
@@ -304,29 +280,29 @@ class VideoReader:
                     raise _ReadError(f"the file ends before the frame at {self._time(wanted[place])}")
                 self._position = None  # the decoder is drained: it cannot go on
                 break
-            stamp = _stamp(packet)
+            stamp = packet_stamp(packet)
             self._feed(packet, start, may_skip=stamp is not None and stamp < last and stamp not in places)
             if stamp is not None and stamp <= last and self._highest is not None:
                 horizon = max(horizon, self._highest)
         if self._damage is not None and self._damage <= horizon:
             raise _ReadError(f"the picture is damaged at {self._time(self._damage)}")
 
-    def _next_packet(self) -> av.Packet[av.VideoStream] | None:
-        packet, self._held = self._held, None
+    def _next_packet(self) -> av.Packet[Any] | None:
         try:
-            return packet if packet is not None else next(self._packets, None)
-        except (av.error.FFmpegError, OSError) as error:
-            raise _ReadError(f"it cannot be read ({error.strerror})") from error
+            return self._open().next()
+        except PacketError as error:
+            raise _ReadError(str(error)) from error.__cause__
 
-    def _feed(self, packet: av.Packet[av.VideoStream], start: _Start, *, may_skip: bool) -> None:
+    def _feed(self, packet: av.Packet[Any], start: _Start, *, may_skip: bool) -> None:
         """Send one packet to the decoder and keep the frames that it gives."""
-        stamp = _stamp(packet) if packet.size else None
+        stamp = packet_stamp(packet) if packet.size else None
         # What lies before the key frame was decoded without its references, and nothing after it refers to it.
         counts = stamp is not None and (start.near is None or stamp >= start.near)
         is_skipping = may_skip and start.may_skip
-        self._stream.codec_context.skip_frame = "NONREF" if is_skipping else "DEFAULT"
+        context = self._open().context
+        context.skip_frame = "NONREF" if is_skipping else "DEFAULT"
         try:
-            frames = packet.decode()
+            frames = context.decode(packet)
         except (av.error.FFmpegError, OSError) as error:
             if counts or stamp is None:
                 where = "" if stamp is None else f" at {self._time(stamp)}"
@@ -420,11 +396,6 @@ class _Start(NamedTuple):
 
 class _ReadError(Exception):
     """Frames did not come from one of the places to start from; its message says why."""
-
-
-def _stamp(packet: av.Packet[av.VideoStream]) -> int | None:
-    """The packet's pts; its dts where the container stores only that."""
-    return packet.pts if packet.pts is not None else packet.dts
 
 
 def _frame_stamp(frame: av.VideoFrame) -> int:

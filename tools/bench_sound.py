@@ -7,7 +7,7 @@ Files of 10 s, mono, in each format: decoded, resampled to 16 kHz where they hav
 decibels.
 
 librosa           `librosa.load` and `librosa.feature.melspectrogram`, one file after the other
-DataLoader        the same in PyTorch's DataLoader, a process a core
+DataLoader        the same in PyTorch's DataLoader, a process a core with one thread each
 dynamic mode      DALI's, `readers.File` and `decoders.audio`, for the formats that it reads
 avloader          `AVLoader(streams="audio")` with its defaults
 
@@ -42,6 +42,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
+import threadpoolctl
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -225,9 +226,16 @@ class Mels(torch.utils.data.Dataset[torch.Tensor]):
         return torch.from_numpy(librosa_mel(self._files[index % len(self._files)]))
 
 
+def with_one_thread(_: int) -> None:
+    """Keep a worker's BLAS from taking all cores, as one does."""
+    threadpoolctl.threadpool_limits(1)
+
+
 def with_data_loader(job: Job) -> Batches:
     """A process a core."""
-    loader = torch.utils.data.DataLoader(Mels(job.files), batch_size=job.size, num_workers=available_cores())
+    loader = torch.utils.data.DataLoader(
+        Mels(job.files), batch_size=job.size, num_workers=available_cores(), worker_init_fn=with_one_thread
+    )
     for batch in loader:
         yield on_device(batch, job)
 

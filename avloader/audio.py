@@ -29,6 +29,8 @@ _PREROLL_PACKETS = {"opus": 48, "mp3": 24, "mp2": 4, "aac": 8, "vorbis": 4, "fla
 _OTHER_PREROLL_PACKETS = 16
 _USUAL_FRAME = 1024
 
+_MONO_TYPES = {"flt": ("f4", 1.0), "fltp": ("f4", 1.0), "s16": ("i2", 2.0**-15), "s16p": ("i2", 2.0**-15)}
+
 _TAINTED_FRAMES = 2  # frames after a lost packet that overlap with it
 
 _TAIL_SAMPLES = 4096  # by how much a decoder may trim the last packet
@@ -51,6 +53,9 @@ class AudioReader:
         self._info = info
         self._samples_per_tick = info.samples_per_tick
         self._tolerance = max(Fraction(1), 2 * self._samples_per_tick)
+        # The same in integers, since every frame is placed.
+        self._tick = self._samples_per_tick.numerator, self._samples_per_tick.denominator
+        self._slack = int(self._tolerance * self._tick[1])
         packets = 0 if info.codec.startswith("pcm_") else _PREROLL_PACKETS.get(info.codec, _OTHER_PREROLL_PACKETS)
         self._preroll = packets * (info.frame_size or _USUAL_FRAME)
         self._phase: int | None = None
@@ -322,10 +327,14 @@ class AudioReader:
             if expected is None:
                 raise _ReadError("its sound has no times")
             return expected
-        estimate = (frame.pts - self._info.start_pts) * self._samples_per_tick
-        if expected is not None and abs(estimate - expected) <= self._tolerance:
+        pts = frame.pts
+        if self._info.codec == "vorbis" and self._samples_per_tick == 1 and frame.duration:
+            # In Ogg FFmpeg stamps packets where the size of blocks changes too late, but their ends are right.
+            pts += frame.duration - frame.samples
+        estimate = (pts - self._info.start_pts) * self._tick[0]
+        if expected is not None and abs(estimate - expected * self._tick[1]) <= self._slack:
             return expected
-        return self._snap(estimate)
+        return self._snap(Fraction(estimate, self._tick[1]))
 
     def _snap(self, estimate: Fraction) -> int:
         """The place nearest to `estimate` where a frame can begin."""
@@ -387,6 +396,11 @@ class _ReadError(Exception):
 
 def _mono(frame: av.AudioFrame) -> npt.NDArray[np.float32]:
     """Mean of the channels, float32 [shape=(num_samples,)], full scale 1."""
+    kind = _MONO_TYPES.get(frame.format.name)
+    if kind is not None and frame.layout.nb_channels == 1:  # a third of the time
+        own = np.frombuffer(memoryview(frame.planes[0]), kind[0], frame.samples)
+        only: npt.NDArray[np.float32] = (own * np.float32(kind[1])).astype(np.float32, copy=False)
+        return only
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T

@@ -19,7 +19,7 @@ from avloader.schedule import RouteOptions
 from avloader.timeline import round_half_up
 from avloader.workers import available_cores
 
-__all__ = ["Decode", "Decoding", "DecodingOptions", "choose_decoding", "longest_span"]
+__all__ = ["Decode", "Decoding", "DecodingOptions", "choose_decoding", "decoding_of_sound", "longest_span"]
 
 Decode = Literal["auto", "nvdec", "cpu"]
 
@@ -131,6 +131,20 @@ def choose_decoding(
     routes: dict[Route, RouteOptions] = {None: RouteOptions(num_lanes=1, piece_clips=batch_size)}
     num_workers = options.num_workers or _own_cores()
     return Decoding(frozenset(), Fraction(1), routes, num_workers, f"{reason}; {where}")
+
+
+def decoding_of_sound(options: DecodingOptions, *, device: torch.device, batch_size: int) -> Decoding:
+    """The same for sound alone: the CPU decodes.
+
+    Args:
+        options: What the user says; of it, `num_workers` counts.
+        device: Where the graph runs.
+        batch_size: Clips of a batch.
+    """
+    routes: dict[Route, RouteOptions] = {None: RouteOptions(num_lanes=1, piece_clips=batch_size)}
+    where = f"GPU {device.index}" if device.type == "cuda" else "the CPU"
+    sentence = f"the CPU decodes sound; the graph runs on {where}"
+    return Decoding(frozenset(), Fraction(1), routes, options.num_workers or _own_cores(), sentence)
 
 
 def _with_nvdec(

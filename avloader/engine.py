@@ -113,7 +113,11 @@ class Engine:
         self._first_clips = len(lanes) * _FIRST_CLIPS or self._clips_ahead
         # Twice what lanes hold of their pieces, and what waits for pieces of other lanes.
         sound_slots = sum(2 * (_IN_FLIGHT + 2) * options.piece_clips for options in lanes) + 16 * batch_size
-        layout = self._layout(batch_size * 8 * (_IN_FLIGHT + 1), max(sound_slots, _SOUND_SLOTS) if lanes else 0)
+        num_slots = batch_size * 8 * (_IN_FLIGHT + 1)
+        if graph.num_frames:
+            layout = self._layout(num_slots, max(sound_slots, _SOUND_SLOTS) if lanes else 0)
+        else:
+            layout = self._layout(0, num_slots)
         self._pool = ReadPool(layout, num_workers=num_workers)
         self._stream = torch.cuda.Stream(device_id) if device == "gpu" else None
         self.fallbacks: list[str] = []
@@ -139,7 +143,8 @@ class Engine:
         ahead = self._pool.read()
 
         def announce(piece: Piece) -> None:
-            ahead.add([(piece.number, piece.clips)], with_frames=piece.route is None)
+            with_frames = piece.route is None and self._graph.num_frames > 0
+            ahead.add([(piece.number, piece.clips)], with_frames=with_frames)
 
         schedule = Schedule(
             batches,
@@ -242,12 +247,12 @@ class Engine:
     def _layout(self, num_slots: int, num_sound_slots: int) -> SlotLayout:
         shape, num_samples = self._frames_shape, self._graph.num_read_samples
         fitting = _SHARED_BYTES // SlotLayout(shape, num_samples, num_slots=1, num_sound_slots=0).slot_bytes
-        fewest = self._batch_size * (_IN_FLIGHT + 1)
+        fitting = max(fitting, self._batch_size * (_IN_FLIGHT + 1))
         return SlotLayout(
             shape,
             num_samples,
-            num_slots=max(min(num_slots, fitting), fewest),
-            num_sound_slots=num_sound_slots,
+            num_slots=min(num_slots, fitting),
+            num_sound_slots=num_sound_slots if num_slots else min(num_sound_slots, fitting),
             picture=self._graph.picture,
         )
 

@@ -9,9 +9,10 @@ from fractions import Fraction
 
 from avloader.manifest import Manifest
 from avloader.pictures import PictureOptions
-from avloader.plan import Clip, LastBatch, Plan, PlanOptions, batches, num_batches
+from avloader.plan import Clip, EpochPlan, LastBatch, batches, num_batches
 from avloader.reading import ClipRead, Route, SoundWindow
 from avloader.routes import goes_to_cpu
+from avloader.timeline import round_half_up
 
 __all__ = ["Feed", "PlannedBatch"]
 
@@ -42,9 +43,10 @@ class Feed:
     """What a loader's batches are made from; knows nothing of the loader.
 
     Attributes:
-        manifest, options: The clips.
+        manifest: The clips.
+        with_sound: Whether any is delivered.
         batch_size, rank, world_size, last_batch: This rank's share of them.
-        sample_rate, num_samples: The delivered sound.
+        sample_rate, num_samples: The delivered sound; of clips that last differently, the longest.
         context: Samples that are read before and after it.
         picture: What is made of each picture.
         nvdec_sizes: (width, height) of the pictures that NVDEC decodes.
@@ -52,7 +54,7 @@ class Feed:
     """
 
     manifest: Manifest
-    options: PlanOptions
+    with_sound: bool
     batch_size: int
     rank: int
     world_size: int
@@ -64,7 +66,7 @@ class Feed:
     nvdec_sizes: frozenset[tuple[int, int]]
     cpu_share: Fraction
 
-    def num_batches(self, plan: Plan, start: int = 0) -> int:
+    def num_batches(self, plan: EpochPlan, start: int = 0) -> int:
         """Batches that this rank has from position `start` of an epoch on."""
         return num_batches(
             len(plan),
@@ -75,7 +77,7 @@ class Feed:
             start=start,
         )
 
-    def batches(self, plan: Plan, start: int) -> Iterator[PlannedBatch]:
+    def batches(self, plan: EpochPlan, start: int) -> Iterator[PlannedBatch]:
         """The batches of an epoch from a position on, then those of the epochs after it."""
         with ThreadPoolExecutor(1, thread_name_prefix="avloader-plan") as executor:
             while count := self.num_batches(plan, start):
@@ -102,14 +104,20 @@ class Feed:
         if medium.video is not None and not medium.nvdec_reason and not goes_to_cpu(clip.position, self.cpu_share):
             size = medium.video.width, medium.video.height
             route = size if size in self.nvdec_sizes else None
-        sound = SoundWindow.at(
-            self.manifest.media(clip.audio_id),
-            clip.audio_start,
-            num_samples=self.num_samples + sum(self.context),
-            sample_rate=self.sample_rate,
-            before=self.context[0],
-        )
+        sound = self._sound(clip) if self.with_sound else None
         corner = 0, 0
         if self.picture.is_cropped and medium.video is not None:
             corner = self.picture.corner((medium.video.height, medium.video.width), clip.crop)
         return ClipRead(clip.row, medium, clip.frames, sound, route, corner, epoch)
+
+    def _sound(self, clip: Clip) -> SoundWindow:
+        num_samples = self.num_samples
+        if clip.sound_seconds is not None:
+            num_samples = min(max(round_half_up(clip.sound_seconds * self.sample_rate), 1), num_samples)
+        return SoundWindow.at(
+            self.manifest.media(clip.audio_id),
+            clip.audio_start,
+            num_samples=num_samples + sum(self.context),
+            sample_rate=self.sample_rate,
+            before=self.context[0],
+        )

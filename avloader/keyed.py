@@ -34,6 +34,8 @@ class Purpose(IntEnum):
     OTHER_ROW = 4
     CROP = 5
     SOUND_PLACE = 6
+    BUCKET = 7
+    LENGTH = 8
 
 
 def philox(counter: _FourWords, key: tuple[int, int]) -> _FourWords:

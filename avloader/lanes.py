@@ -122,7 +122,8 @@ class Lane:
                 # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do.
                 tensors = views if self._stream is None else _copied(views, self._stream)
                 with torch.cuda.stream(self._stream):  # on the default one it would wait for the training step
-                    _compare_sound(tensors["audio"], sound, read)
+                    if sound is not None:
+                        _compare_sound(tensors["audio"], sound, read)
                 tensors |= drawn
                 pipe.release_augmented()
                 del views

@@ -21,24 +21,35 @@ import torch
 
 from avloader.augment.base import Node
 from avloader.augment.clips import ClipAugment
-from avloader.decoding import Decode, Decoding, DecodingOptions, choose_decoding, longest_span
+from avloader.decoding import (
+    Decode,
+    Decoding,
+    DecodingOptions,
+    choose_decoding,
+    decoding_of_sound,
+    longest_span,
+)
 from avloader.engine import Delivered, Engine, ReaderOptions
 from avloader.errors import AVLoaderError, ManifestError
 from avloader.features import Feature, MelSpectrogram
 from avloader.feed import Feed, PlannedBatch
-from avloader.manifest import Manifest
+from avloader.manifest import Manifest, Streams
 from avloader.offsets import OffsetRule
 from avloader.pictures import Color, Crop, Interpolation, PictureOptions
 from avloader.pipeline import AUGMENTATION, PER_CLIP_VARIANCE_FLOOR, GraphOptions, Normalize
-from avloader.plan import Clip, LastBatch, Plan, PlanOptions, SoundPlace, Windows
+from avloader.plan import Clip, EpochPlan, LastBatch, Plan, PlanOptions, SoundPlace, Windows
 from avloader.presets import Preset, find_preset
 from avloader.reading import ClipRead
+from avloader.sound_plan import SoundOptions, SoundPlan
 from avloader.timeline import round_half_up
 
 __all__ = ["AVBatch", "AVLoader", "SkippedClip"]
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+# Not `| None`, as in typeshed: a loader of pictures and sound never leaves one out, and its users need not ask.
+_Tensor = torch.Tensor | Any
 
 _STATE_VERSION = 1
 _EXACT = 2**53  # integers up to here are exact as float64, and so their quotient is the float nearest to the exact one
@@ -51,11 +62,16 @@ _READER_TIMEOUT = 30.0  # seconds without a piece after which NVDEC's reader cou
 class AVBatch:
     """One batch: B clips of F frames with their sound.
 
+    With the loader's ``streams="audio"`` what is said of frames is None, with ``streams="video"`` what is said of
+    sound; so is `offset_seconds` with either.
+
     Attributes:
         frames: Pictures [shape=(B, F, C, H, W)], RGB unless another `color` is asked for; float32 normalized, or uint8.
-        audio: Sound [shape=(B, N)], float32, mono, at the loader's `sample_rate`; sample 0 belongs to frame 0.
+        audio: Sound [shape=(B, N)], float32, mono, at the loader's `sample_rate`; sample 0 belongs to frame 0. Clips
+            that are shorter are followed by zeros.
         spectrogram: Features of `audio` [shape=(B, bins, hops)], of `Segments` [shape=(B, S, bins, hops)], float32;
-            None if the loader makes none.
+            None if the loader makes none. Where the loader delivers clips of any length (``streams="audio"``,
+            ``audio_seconds=None``), they are those of each clip alone, followed by zeros; else those of all N samples.
         label: Class ids [shape=(B,)], int64.
         row: Manifest rows [shape=(B,)], int64.
         frame_seconds: Presentation time of each frame on the media timeline [shape=(B, F)], float64.
@@ -64,22 +80,26 @@ class AVBatch:
         offset_seconds: Offset put in on purpose [shape=(B,)], float64; 0: in sync; positive: sound leads; NaN: the
             sound is another row's.
         audio_row: Manifest rows whose sound it is [shape=(B,)], int64; `row`, but for `OtherClip`.
+        audio_length: Samples of each clip [shape=(B,)], int64; N, but for clips of sound alone that are shorter.
+        spectrogram_length: Hops of the feature of so many samples [shape=(B,)], int64.
         sync_label: What the loader's `offsets` rule calls the offset [shape=(B,); (B, F) for `AllPairs`], int64;
             None without a rule.
         augmentation: What `augment` drew for each clip, columns by the transform's name, such as
             ``augmentation["Gain"]["gain_db"]``; None without it.
     """
 
-    frames: torch.Tensor
-    audio: torch.Tensor
+    frames: _Tensor
+    audio: _Tensor
     spectrogram: torch.Tensor | None
     label: torch.Tensor
     row: torch.Tensor
-    frame_seconds: torch.Tensor
-    audio_start_seconds: torch.Tensor
-    audio_valid: torch.Tensor
-    offset_seconds: torch.Tensor
-    audio_row: torch.Tensor
+    frame_seconds: _Tensor = None
+    audio_start_seconds: _Tensor = None
+    audio_valid: _Tensor = None
+    offset_seconds: _Tensor = None
+    audio_row: _Tensor = None
+    audio_length: _Tensor = None
+    spectrogram_length: torch.Tensor | None = None
     sync_label: torch.Tensor | None = None
     augmentation: dict[str, dict[str, torch.Tensor]] | None = None
 
@@ -89,9 +109,33 @@ class AVBatch:
 
     @property
     def pair_offset_seconds(self) -> torch.Tensor:
-        """Offset between picture i and the sound from the time of picture j on [shape=(B, F, F)], float64."""
+        """Offset between picture i and the sound from the time of picture j on [shape=(B, F, F)], float64.
+
+        Raises:
+            ValueError: If the batch holds only one of them.
+        """
+        if self.frame_seconds is None or self.offset_seconds is None:
+            raise ValueError("the batch holds only pictures or only sound, so there is no offset between them")
         start = self.frame_seconds + self.offset_seconds[:, None]
         return start[:, None, :] - self.frame_seconds[:, :, None]
+
+    @property
+    def audio_mask(self) -> torch.Tensor:
+        """Which samples of `audio` are the clip's [shape=(B, N)], bool; the others are padding.
+
+        Raises:
+            ValueError: If the batch holds no sound.
+        """
+        return _mask(self.audio, self.audio_length, "sound")
+
+    @property
+    def spectrogram_mask(self) -> torch.Tensor:
+        """Which hops of `spectrogram` are the clip's [shape=(B, hops)], bool; the others are padding.
+
+        Raises:
+            ValueError: If the batch holds no feature.
+        """
+        return _mask(self.spectrogram, self.spectrogram_length, "feature of sound")
 
     def __repr__(self) -> str:
         lines = [f"  {name}: {_shape_text(tensor)}" for name, tensor in self._tensors()]
@@ -124,6 +168,12 @@ class AVBatch:
 
     def _tensors(self) -> list[tuple[str, torch.Tensor | None]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "augmentation"]
+
+
+def _mask(tensor: torch.Tensor | None, length: torch.Tensor | None, what: str) -> torch.Tensor:
+    if tensor is None or length is None:
+        raise ValueError(f"the batch holds no {what}")
+    return torch.arange(tensor.shape[-1], device=length.device) < length[:, None]
 
 
 def _shape_text(tensor: torch.Tensor | None) -> str:
@@ -177,6 +227,10 @@ class AVLoader:
         manifest: An opened manifest, or the path of its folder.
         preset: The input contract of a model, by name (`avloader presets` lists them): other defaults for what decides
             about pictures and sound. None: those that are written here.
+        streams: "both": pictures and their sound. "audio": sound alone, of audio files or videos; what decides about
+            pictures does not count. A clip is a window of `audio_seconds` inside its row, followed by zeros where the
+            row is shorter; with `audio_seconds=None` the whole row, batches padded to the longest. "video": pictures
+            alone; no sound is read.
         batch_size: Clips of a batch on each rank, > 0.
         num_frames: Frames of a clip, > 0.
         stride: Source frames between two of them, > 0; with `fps`, steps of 1 / fps.
@@ -190,7 +244,8 @@ class AVLoader:
         interpolation: "bilinear" or "bicubic".
         normalize: (mean, std) per channel in 0-255 units; "per_clip": each clip's own; None: uint8 frames.
         sample_rate: Of the delivered sound, > 0.
-        audio_seconds: Length of the sound; None: as long as the frames last.
+        audio_seconds: Length of the sound; None: as long as the frames last, with ``streams="audio"`` each row as a
+            whole.
         offsets: A rule that puts sound out of sync on purpose and labels it: `OtherStart`, `AllPairs`, `GridOffsets`,
             `BinaryOffsets`, `OtherClip`, `FixedOffsets`; None: every clip is in sync.
         audio_from: Where the sound begins: "clip": with the clip's first frame; "row": with the row's first frame;
@@ -201,6 +256,9 @@ class AVLoader:
         augment: A transform of `avloader.augment` or a group of them, keyed by `seed`, the epoch and the clip: sound
             before its features, pictures before they are normalized. What would break sync is refused.
         shuffle: Another order in each epoch.
+        bucket: So many clips of similar length follow one another, the others in the order that `shuffle` says; best a
+            multiple of ``batch_size * world_size``. For ``streams="audio"`` and ``audio_seconds=None``. None: any
+            length.
         seed: >= 0.
         rank: This process among `world_size`; None: from torch.distributed, else 0.
         world_size: Processes that share each epoch; None: from torch.distributed, else 1.
@@ -233,6 +291,7 @@ class AVLoader:
         manifest: Manifest | str | os.PathLike[str],
         *,
         preset: str | Preset | None = None,
+        streams: Streams = "both",
         batch_size: int,
         num_frames: int = 16,
         stride: int = 1,
@@ -251,6 +310,7 @@ class AVLoader:
         clips: Windows = "all",
         augment: Node | None = None,
         shuffle: bool = False,
+        bucket: int | None = None,
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -274,24 +334,37 @@ class AVLoader:
         for name, value in (("lanes", lanes), ("memory_limit", memory_limit)):
             if value != "auto":
                 _check_positive(name, value, or_auto=True)
+        _check_choice("streams", streams, get_args(Streams))
         _check_choice("last_batch", last_batch, get_args(LastBatch))
         _check_choice("decode", decode, get_args(Decode))
         _check_choice("on_error", on_error, ("raise", "skip"))
         if features is not None and not isinstance(features, Feature):
             raise TypeError(f"features={features!r} must be a feature such as MelSpectrogram(...), or None")
-        self._options = PlanOptions(
-            num_frames=num_frames,
-            stride=stride,
-            fps=cast("Fraction | None", fps),  # PlanOptions makes it exact
-            clips=clips,
-            shuffle=shuffle,
-            seed=seed,
-            audio_seconds=cast("Fraction | None", audio_seconds),
-            offsets=offsets,
-            audio_from=audio_from,
-            audio_grid=Fraction(features.grid, sample_rate) if features is not None and features.grid else None,
-            random_crop=crop == "random",
-        )
+        if streams == "video":
+            features = None
+        if streams != "both" and offsets is not None:
+            raise ValueError(f'offsets={offsets!r} puts sound out of sync with pictures: it needs streams="both"')
+        if streams != "audio" and bucket is not None:
+            raise ValueError(f'bucket={bucket!r} is for clips that last differently: it needs streams="audio"')
+        self._streams: Streams = streams
+        self._options: PlanOptions | SoundOptions
+        if streams == "audio":
+            self._options = _sound_options(features, sample_rate, audio_seconds, clips, shuffle, seed, bucket)
+        else:
+            self._options = PlanOptions(
+                num_frames=num_frames,
+                stride=stride,
+                fps=cast("Fraction | None", fps),  # PlanOptions makes it exact
+                clips=clips,
+                shuffle=shuffle,
+                seed=seed,
+                audio_seconds=cast("Fraction | None", audio_seconds),
+                offsets=offsets,
+                audio_from=audio_from,
+                audio_grid=Fraction(features.grid, sample_rate) if features is not None and features.grid else None,
+                random_crop=crop == "random",
+                with_sound=streams == "both",
+            )
         self._size = _checked_size(size)
         self._picture = PictureOptions(
             size=self._size, resize=resize, crop=crop, color=color, interpolation=interpolation
@@ -303,13 +376,14 @@ class AVLoader:
         self._device = _checked_device(device)
         self.preset = None if preset is None else find_preset(preset)
         self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.open(manifest)
+        self.manifest.check_streams(streams)
         self.skipped: list[SkippedClip] = []
         self._epoch = 0
         self._start = 0  # where in the epoch a pass begins
         self._position = 0  # up to where the epoch was delivered
         self._is_over = False  # whether the epoch's last batch was delivered
         self._pass = 0  # a number that changes when another pass, or another start of it, becomes the current one
-        self._plan: Plan | None = None
+        self._plan: EpochPlan | None = None
         self._decoding_options = DecodingOptions(
             decode=decode,
             cpu_share=_checked_share(cpu_share),
@@ -369,8 +443,9 @@ class AVLoader:
                 if resources.engine is None:
                     resources.engine = self._make_engine(plan)
                 pictures = _PictureAugment(self._augment, self._normalize) if self._augments_pictures else None
+                finishing = _Finishing(pictures, self._features)
                 batches = feed.batches(plan, start)
-                run = resources.run = _Run(resources.engine, batches, (epoch, start), self._device, pictures)
+                run = resources.run = _Run(resources.engine, batches, (epoch, start), self._device, finishing)
             is_whole = False
             try:
                 for made in run.epoch():
@@ -463,27 +538,38 @@ class AVLoader:
         self._is_over = False
         self._pass += 1
 
-    def _current_plan(self) -> Plan:
+    def _current_plan(self) -> EpochPlan:
         if self._plan is None or self._plan.epoch != self._epoch:
             old, self._plan = self._plan, None
-            self._plan = (
-                old.of_epoch(self._epoch) if old is not None else Plan(self.manifest, self._options, epoch=self._epoch)
-            )
-            self._report_short_rows(self._plan)
+            plan = self._first_plan() if old is None else old.of_epoch(self._epoch)
+            self._plan = plan
+            self._report_short_rows(plan)
         return self._plan
 
-    def _checked_augment(self, augment: Node | None, plan: Plan) -> ClipAugment | None:
+    def _first_plan(self) -> EpochPlan:
+        if isinstance(self._options, SoundOptions):
+            return SoundPlan(self.manifest, self._options, epoch=self._epoch)
+        return Plan(self.manifest, self._options, epoch=self._epoch)
+
+    def _checked_augment(self, augment: Node | None, plan: EpochPlan) -> ClipAugment | None:
         if augment is None:
             return None
         options = self._options
+        if isinstance(options, SoundOptions):
+            return ClipAugment(augment, seed=options.seed, num_frames=None, fps=None)
         fps = None
         if plan.clip_seconds is not None and options.audio_from == "clip":
             fps = float(options.num_frames / plan.clip_seconds)
         return ClipAugment(
-            augment, seed=options.seed, num_frames=options.num_frames, fps=fps, color=self._picture.color
+            augment,
+            seed=options.seed,
+            num_frames=options.num_frames,
+            fps=fps,
+            with_sound=options.with_sound,
+            color=self._picture.color,
         )
 
-    def _check_features(self, plan: Plan) -> None:
+    def _check_features(self, plan: EpochPlan) -> None:
         if self._features is None:
             return
         num_samples = self._num_samples(plan)
@@ -495,26 +581,28 @@ class AVLoader:
                 f"sample_rate={self._sample_rate}: {error}"
             ) from None
 
-    def _report_short_rows(self, plan: Plan) -> None:
+    def _report_short_rows(self, plan: EpochPlan) -> None:
         if not len(plan.short_rows):
             return
         example = plan.short_rows[0]
         if self._on_error == "raise":
+            shorter = "" if self._streams == "audio" else "Lower num_frames or stride, or use "
             raise ManifestError(
-                f"{len(plan.short_rows)} of {len(self.manifest)} rows are too short: this one has {example.num_frames} "
-                f"frames, but a clip spans {example.needed_frames}",
+                f"{len(plan.short_rows)} of {len(self.manifest)} rows are too short: this one has {example}",
                 path=self._path_of_row(example.row),
                 row=example.row,
-                remedy='Lower num_frames or stride, or use on_error="skip" to leave such rows out',
+                remedy=f'{shorter or "Use "}on_error="skip" to leave such rows out',
             )
         for short in plan.short_rows:
-            reason = f"too short: {short.num_frames} frames, but a clip spans {short.needed_frames}"
-            self.skipped.append(SkippedClip(self._epoch, short.row, self._path_of_row(short.row), reason))
+            path = self._path_of_row(short.row)
+            self.skipped.append(SkippedClip(self._epoch, short.row, path, f"too short: {short}"))
 
     def _path_of_row(self, row: int) -> str:
         return self.manifest.media(int(self.manifest.media_id[row])).path
 
     def _choose_decoding(self, options: DecodingOptions) -> Decoding:
+        if self._streams == "audio":
+            return decoding_of_sound(options, device=self._device, batch_size=self._batch_size)
         height, width = self._size or self._stored_size()
         bytes_of_value = 1 if self._normalize is None else 4
         return choose_decoding(
@@ -523,20 +611,22 @@ class AVLoader:
             device=self._device,
             batch_size=self._batch_size,
             reader_frames=self._reader_options().span,
-            output_bytes=self._options.num_frames * height * width * self._picture.num_channels * bytes_of_value,
+            output_bytes=self._num_frames * height * width * self._picture.num_channels * bytes_of_value,
         )
 
     def _reader_options(self) -> ReaderOptions:
         options = self._options
+        if isinstance(options, SoundOptions):
+            return ReaderOptions(0, 1, rearrange=False, timeout=_READER_TIMEOUT)
         if options.fps is None:
             return ReaderOptions(options.num_frames, options.stride, rearrange=False, timeout=_READER_TIMEOUT)
         span = longest_span(self.manifest, options.num_frames, options.stride, options.fps)
         return ReaderOptions(span, 1, rearrange=True, timeout=_READER_TIMEOUT)
 
-    def _feed(self, plan: Plan) -> Feed:
+    def _feed(self, plan: EpochPlan) -> Feed:
         return Feed(
             manifest=self.manifest,
-            options=self._options,
+            with_sound=self._streams != "video",
             batch_size=self._batch_size,
             rank=self._rank,
             world_size=self._world_size,
@@ -549,23 +639,24 @@ class AVLoader:
             cpu_share=self._decoding.cpu_share,
         )
 
-    def _graph(self, plan: Plan) -> GraphOptions:
+    def _graph(self, plan: EpochPlan) -> GraphOptions:
         return GraphOptions(
-            num_frames=self._options.num_frames,
+            num_frames=self._num_frames,
             picture=self._picture,
             normalize=None if self._augments_pictures else self._normalize,
             sample_rate=self._sample_rate,
             num_samples=self._num_samples(plan),
             features=self._features,
+            is_ragged=self._streams == "audio" and self._options.audio_seconds is None,
             augment=self._augment if self._augment is not None and self._augment.has_sound else None,
         )
 
-    def _make_engine(self, plan: Plan) -> Engine:
+    def _make_engine(self, plan: EpochPlan) -> Engine:
         return Engine(
             self._graph(plan),
             routes=self._decoding.routes,
             reader=self._reader_options(),
-            frame_size=self._size or self._stored_size(),
+            frame_size=self._size or ((0, 0) if self._streams == "audio" else self._stored_size()),
             batch_size=self._batch_size,
             device="gpu" if self._device.type == "cuda" else "cpu",
             device_id=self._device.index or 0,
@@ -577,7 +668,13 @@ class AVLoader:
     def _augments_pictures(self) -> bool:
         return self._augment is not None and self._augment.has_pictures
 
-    def _num_samples(self, plan: Plan) -> int:
+    @property
+    def _num_frames(self) -> int:
+        return 0 if isinstance(self._options, SoundOptions) else self._options.num_frames
+
+    def _num_samples(self, plan: EpochPlan) -> int:
+        if self._streams == "video":
+            return 0
         return max(round_half_up(plan.audio_seconds * self._sample_rate), 1)
 
     def _stored_size(self) -> tuple[int, int]:
@@ -624,11 +721,11 @@ def _made(
     delivered: Delivered,
     stream: torch.cuda.Stream | None,
     user: torch.cuda.Stream | None,
-    pictures: _PictureAugment | None,
+    finishing: _Finishing,
 ) -> _Made:
     """The batch, finished: whatever the GPU has to do for it, on `stream`, is done; to be used on stream `user`."""
     with torch.cuda.stream(stream):
-        batch = _batch(planned, delivered, stream, pictures)
+        batch = _batch(planned, delivered, stream, finishing)
     if stream is not None:
         stream.synchronize()
     if batch is not None and user is not None:
@@ -640,7 +737,7 @@ def _batch(
     planned: PlannedBatch,
     delivered: Delivered,
     stream: torch.cuda.Stream | None,
-    pictures: _PictureAugment | None,
+    finishing: _Finishing,
 ) -> AVBatch | None:
     clips, tensors = planned.clips, delivered.tensors
     kept = [place for place in range(len(clips)) if place not in delivered.errors]
@@ -648,20 +745,20 @@ def _batch(
         return None
     if len(kept) < len(clips):
         tensors = {name: tensor[kept] for name, tensor in tensors.items()}
-    facts = _facts(planned, delivered, kept, None if stream is None else stream.device)
+    facts = _facts(planned, delivered, kept, finishing.features, None if stream is None else stream.device)
     drawn: dict[str, dict[str, torch.Tensor]] = {}
     for key, column in tensors.items():
         if key.startswith(AUGMENTATION):
             _, name, own = key.split("\n")
             drawn.setdefault(name, {})[own] = column
-    frames = tensors["frames"]
-    if pictures is not None:
-        frames, more = pictures(frames, [planned.reads[place] for place in kept])
+    frames = tensors.get("frames")
+    if finishing.pictures is not None and frames is not None:
+        frames, more = finishing.pictures(frames, [planned.reads[place] for place in kept])
         for name, columns in more.items():
             drawn[name] = drawn.get(name, {}) | columns
     return AVBatch(
         frames=frames,
-        audio=tensors["audio"],
+        audio=tensors.get("audio"),
         spectrogram=tensors.get("spectrogram"),
         augmentation=drawn or None,
         **facts,
@@ -688,6 +785,19 @@ class _PictureAugment:
         return (frames - mean).div_(std), drawn
 
 
+@dataclass(frozen=True, slots=True)
+class _Finishing:
+    """What makes a batch of what leaves the graph.
+
+    Attributes:
+        pictures: What happens to pictures; None: nothing.
+        features: What was made of the sound.
+    """
+
+    pictures: _PictureAugment | None
+    features: Feature | None
+
+
 def _per_clip_statistics(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each channel of each clip [shape=(B, 1, C, 1, 1)], from exact sums."""
     whole = frames.to(torch.int32)
@@ -700,19 +810,34 @@ def _per_clip_statistics(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def _facts(
-    planned: PlannedBatch, delivered: Delivered, kept: Sequence[int], device: torch.device | None
+    planned: PlannedBatch,
+    delivered: Delivered,
+    kept: Sequence[int],
+    features: Feature | None,
+    device: torch.device | None,
 ) -> dict[str, torch.Tensor]:
     """What a batch says of its clips: views of one block of memory, so that one copy brings all to the device."""
     clips, reads = [planned.clips[place] for place in kept], [planned.reads[place] for place in kept]
     columns: dict[str, npt.NDArray[Any]] = {
         "label": np.array([clip.label for clip in clips], np.int64),
         "row": np.array([clip.row for clip in clips], np.int64),
-        "frame_seconds": np.stack([_frame_seconds(read) for read in reads]),
-        "audio_start_seconds": np.array([float(read.sound.start_seconds) for read in reads]),
-        "audio_valid": np.array([_delivered_range(delivered, place) for place in kept], np.int64),
-        "offset_seconds": np.array([_offset(clip) for clip in clips]),
-        "audio_row": np.array([clip.audio_row for clip in clips], np.int64),
     }
+    with_pictures, sounds = bool(reads[0].frames), [read.sound for read in reads if read.sound is not None]
+    if with_pictures:
+        columns["frame_seconds"] = np.stack([_frame_seconds(read) for read in reads])
+    if sounds:
+        columns["audio_start_seconds"] = np.array([float(sound.start_seconds) for sound in sounds])
+        columns["audio_valid"] = np.array([_delivered_range(delivered, place) for place in kept], np.int64)
+        columns["audio_row"] = np.array([clip.audio_row for clip in clips], np.int64)
+        num_samples = delivered.tensors["audio"].shape[1]
+        # Where more is read than is delivered, for the features, no clip is shorter than the others.
+        lengths = [min(sound.num_samples, num_samples) for sound in sounds]
+        columns["audio_length"] = np.array(lengths, np.int64)
+        if features is not None:
+            hops = {length: _hops(features, length) for length in set(lengths)}
+            columns["spectrogram_length"] = np.array([hops[length] for length in lengths], np.int64)
+    if sounds and with_pictures:
+        columns["offset_seconds"] = np.array([_offset(clip) for clip in clips])
     if clips[0].sync_label is not None:
         columns["sync_label"] = np.array([clip.sync_label for clip in clips])
     block = torch.from_numpy(np.concatenate([column.reshape(-1).view(np.int64) for column in columns.values()]))
@@ -725,13 +850,18 @@ def _facts(
     return facts
 
 
+def _hops(features: Feature, num_samples: int) -> int:
+    return features.num_hops(num_samples) if features.is_enough(num_samples) else 0
+
+
 def _offset(clip: Clip) -> float:
     return math.nan if clip.offset_seconds is None else float(clip.offset_seconds)
 
 
 def _delivered_range(delivered: Delivered, place: int) -> tuple[int, int]:
     """Which of a clip's delivered samples exist in the medium; more may have been read, for the features."""
-    before, num_samples = delivered.clips[place].sound.before, delivered.tensors["audio"].shape[1]
+    sound = delivered.clips[place].sound
+    before, num_samples = sound.before if sound else 0, delivered.tensors["audio"].shape[1]
     first, stop = (min(max(index - before, 0), num_samples) for index in delivered.valid[place])
     return (first, stop) if first < stop else (0, 0)
 
@@ -762,10 +892,10 @@ class _Run:
         batches: Iterator[PlannedBatch],
         start: tuple[int, int],
         device: torch.device,
-        pictures: _PictureAugment | None,
+        finishing: _Finishing,
     ) -> None:
         self.next: tuple[int, int] | None = start
-        self._pictures = pictures
+        self._finishing = finishing
         self._device = device if device.type == "cuda" else None
         self._stream: torch.cuda.Stream | None = None
         self._use_stream()
@@ -829,7 +959,7 @@ class _Run:
                 for delivered in run:
                     # For the training loop's stream as it was: if the loop did it, it would hand this thread Python's
                     # lock just when it wants to go on.
-                    if not self._put(_made(pending.popleft(), delivered, stream, self._stream, self._pictures)):
+                    if not self._put(_made(pending.popleft(), delivered, stream, self._stream, self._finishing)):
                         return
             self._put(None)
         except Exception as error:
@@ -875,6 +1005,28 @@ def _check_positive(name: str, value: object, *, or_auto: bool = False) -> None:
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+
+
+def _sound_options(
+    features: Feature | None,
+    sample_rate: int,
+    audio_seconds: float | str | Fraction | None,
+    clips: Windows,
+    shuffle: bool,
+    seed: int,
+    bucket: int | None,
+) -> SoundOptions:
+    if features is not None and features.grid is not None:
+        raise ValueError(f"features={features!r} must have scope='clip' with streams=\"audio\"")
+    is_whole = features is not None and audio_seconds is None
+    return SoundOptions(
+        audio_seconds=cast("Fraction | None", audio_seconds),  # SoundOptions makes it exact
+        clips=clips,
+        shuffle=shuffle,
+        seed=seed,
+        bucket=bucket,
+        least_seconds=Fraction(features.least_samples, sample_rate) if features and is_whole else Fraction(0),
+    )
 
 
 def _checked_share(share: object) -> Fraction | Literal["auto"]:

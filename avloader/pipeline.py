@@ -53,12 +53,14 @@ class GraphOptions:
     """What the graph makes of frames and sound.
 
     Attributes:
-        num_frames: Frames of a clip, > 0.
+        num_frames: Frames of a clip; 0: no pictures.
         picture: What is made of each picture.
         normalize: (mean, std) per channel in 0-255 units; "per_clip": each clip's own, per channel; None: uint8 frames.
         sample_rate: Of the delivered sound, > 0.
-        num_samples: Samples of the delivered sound, > 0.
+        num_samples: Samples of the delivered sound, at most; 0: no sound.
         features: What becomes of the sound; None: sound only.
+        is_ragged: Whether clips have sound of any length: the features of each are those of it alone, and batches are
+            padded with zeros to the longest clip. Else shorter sound is padded first, and the features see that.
         augment: What happens to the sound before that; None: nothing.
     """
 
@@ -68,12 +70,15 @@ class GraphOptions:
     sample_rate: int
     num_samples: int
     features: Feature | None
+    is_ragged: bool = False
     augment: ClipAugment | None = None
 
     @property
     def output_names(self) -> list[str]:
         """Names of the pipeline's outputs, in order."""
-        return ["frames", "audio", *(["spectrogram"] if self.features else []), "row"]
+        frames = ["frames"] if self.num_frames else []
+        sound = ["audio"] if self.num_samples else []
+        return [*frames, *sound, *(["spectrogram"] if self.features else []), "row"]
 
     @property
     def context(self) -> tuple[int, int]:
@@ -90,7 +95,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
     """Executes batches of clips in order.
 
     Outputs, in the order of `output_names`: ``frames`` (F, C, H, W), ``audio`` (N,), ``spectrogram`` (bins, hops),
-    and ``row`` on the CPU.
+    those that there are, and ``row`` on the CPU.
 
     Args:
         batches: The batches, read; the pipeline ends where they end.
@@ -146,7 +151,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             self._fetched["sound"] = deque()
             if device == "gpu":
                 self._augment_stream = torch.cuda.Stream(device_id)
-        if not self.uses_reader:
+        if not self.uses_reader and graph.num_frames:
             self._fetched["frames"] = deque()
         with self:
             self.set_outputs(*self._define(file_list, reader_frames, reader_stride, lazy_init, device))
@@ -163,7 +168,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         options = self._graph
         inputs = dict(zip(self._input_names(), self._external_inputs(), strict=True))
         if file_list is None:
-            frames, row = self._external_frames(device), inputs["row"]
+            frames, row = self._external_frames(device) if options.num_frames else None, inputs["row"]
         else:
             frames, row = fn.readers.video(
                 name=_READER,
@@ -187,21 +192,28 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
                 frames = fn.sequence_rearrange(frames, new_order=inputs["order"])
             frames = self._scaled(frames, inputs)
             frames = fn.coord_transform(frames, M=inputs["matrix"], T=inputs["shift"], dtype=types.UINT8)
+        outputs = []
+        if frames is not None:
+            outputs.append(_normalized(frames, options.normalize, is_planar=file_list is None, device=device))
+        if not options.num_samples:
+            return [*outputs, row]
         if options.augment is not None:
             audio = fn.external_source(
                 source=self._feed_augmented, ndim=1, dtype=types.FLOAT, batch=True, device=device
             )
         else:
             audio = inputs["audio"].gpu() if device == "gpu" else inputs["audio"]
-        normalized = _normalized(frames, options.normalize, is_planar=file_list is None, device=device)
         before, after = options.context
         is_whole = not (before or after)
         delivered = audio if is_whole else fn.slice(audio, start=[before], shape=[options.num_samples], axes=[0])
-        outputs = [normalized, delivered]
+        outputs.append(delivered)
         if options.features is not None:
-            outputs.append(
-                options.features.build(audio, device=device, sample_rate=options.sample_rate, valid=inputs.get("valid"))
+            if options.is_ragged:
+                audio = fn.slice(audio, start=[0], shape=inputs["length"], axes=[0])
+            feature = options.features.build(
+                audio, device=device, sample_rate=options.sample_rate, valid=inputs.get("valid")
             )
+            outputs.append(fn.pad(feature, fill_value=0.0) if options.is_ragged else feature)
         return [*outputs, row]
 
     def _scaled(self, frames: DataNode, inputs: dict[str, DataNode]) -> DataNode:
@@ -216,8 +228,10 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         return frames
 
     def _input_names(self) -> list[str]:
-        sound = ["audio"] if self._graph.augment is None else []
+        options = self._graph
+        sound = ["audio"] if options.augment is None and options.num_samples else []
         sound += ["valid"] if self._sees_medium else []
+        sound += ["length"] if options.is_ragged and options.features is not None else []
         if not self.uses_reader:
             return [*sound, "row"]
         crop = ["scaled", "corner"] if self._graph.picture.is_cropped else []
@@ -236,6 +250,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             "shift": (1, types.FLOAT, None),
             "order": (1, types.INT32, None),
             "valid": (1, types.INT32, None),
+            "length": (1, types.INT32, None),
             "scaled": (1, types.FLOAT, None),
             "corner": (1, types.INT32, None),
         }
@@ -272,7 +287,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         batch = self._next_batch("sound")
         augment = self._graph.augment
         assert augment is not None
-        sound = torch.from_numpy(np.stack(batch.sounds))
+        sound = torch.from_numpy(self._padded(batch))
         with torch.cuda.stream(self._augment_stream):
             if self._augment_stream is not None:
                 sound = sound.pin_memory().to(self._augment_stream.device, non_blocking=True)
@@ -297,6 +312,17 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             self._augment_stream.synchronize()  # DALI copies on a stream of its own
             return sound
 
+    def _padded(self, batch: ReadBatch) -> npt.NDArray[np.float32]:
+        """The sound of a batch as one array [shape=(clips, num_samples)], zeros behind what is shorter."""
+        lengths = [len(sound) for sound in batch.sounds]
+        num_samples = max(lengths) if self._graph.is_ragged else self._graph.num_read_samples
+        if min(lengths) == num_samples:
+            return np.stack(batch.sounds)
+        padded = np.zeros((len(lengths), num_samples), np.float32)
+        for row, sound in zip(padded, batch.sounds, strict=True):
+            row[: len(sound)] = sound
+        return padded
+
     def _next_batch(self, reader: Literal["frames", "others", "sound"]) -> ReadBatch:
         """The batch that `reader` has to feed next; DALI asks them in any order."""
         if not self._fetched[reader]:
@@ -309,11 +335,13 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         """The other inputs of the next batch; DALI calls it when it schedules a run."""
         batch = self._next_batch("others")
         options = self._graph
-        sound = np.stack(batch.sounds) if options.augment is None else None
+        sound = self._padded(batch) if options.augment is None and options.num_samples else None
         self._in_flight.append((batch, sound))
         inputs: list[npt.NDArray[Any]] = [] if sound is None else [sound]
         if self._sees_medium:
             inputs.append(np.array(batch.valid, np.int32))
+        if options.is_ragged and options.features is not None:
+            inputs.append(np.array([[len(each)] for each in batch.sounds], np.int32))
         if not self.uses_reader:
             return *inputs, np.array([[clip.row] for clip in batch.clips], np.int64)
         colours = [
@@ -350,9 +378,11 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         return self._in_flight[0][0]
 
     @property
-    def oldest_sound(self) -> npt.NDArray[np.float32] | torch.Tensor:
-        """The sound of it that is delivered [shape=(clips, num_samples)], as it was handed to DALI."""
+    def oldest_sound(self) -> npt.NDArray[np.float32] | torch.Tensor | None:
+        """The sound of it that is delivered [shape=(clips, num_samples)], as it was handed to DALI; None: none is."""
         batch, sound = self._in_flight[0]
+        if not self._graph.num_samples:
+            return None
         whole = self._augmented[0][0][: len(batch.clips)] if sound is None else sound
         before, _ = self._graph.context
         return whole[:, before : before + self._graph.num_samples]

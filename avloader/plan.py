@@ -10,10 +10,11 @@ import copy
 import itertools
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args, overload
+from typing import Literal, Protocol, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,17 @@ from avloader.offsets import (
 )
 from avloader.timeline import ANNOTATION_TOLERANCE, FrameTimes, parse_rational, parse_seconds
 
-__all__ = ["Clip", "Plan", "PlanOptions", "ShortRow", "batches", "num_batches"]
+__all__ = [
+    "Clip",
+    "EpochPlan",
+    "Plan",
+    "PlanOptions",
+    "ShortRow",
+    "batches",
+    "check_integer",
+    "num_batches",
+    "parse_length",
+]
 
 Windows = Literal["all", "first", "center", "random"]
 SoundPlace = Literal["clip", "row", "around"]
@@ -65,6 +76,7 @@ class PlanOptions:
         audio_grid: The sound begins a multiple of so many seconds after the medium's first frame, at that time or less
             than this before it; None: anywhere.
         random_crop: Draw where the pictures of each clip are cropped, another place in each epoch.
+        with_sound: Whether clips have sound; without, they may last differently.
 
     Raises:
         TypeError, ValueError: If an option is not what is said above.
@@ -81,11 +93,12 @@ class PlanOptions:
     audio_from: SoundPlace = "clip"
     audio_grid: Fraction | None = None
     random_crop: bool = False
+    with_sound: bool = True
 
     def __post_init__(self) -> None:
-        _check_integer("num_frames", self.num_frames, 1)
-        _check_integer("stride", self.stride, 1)
-        _check_integer("seed", self.seed, 0, 2**64)
+        check_integer("num_frames", self.num_frames, 1)
+        check_integer("stride", self.stride, 1)
+        check_integer("seed", self.seed, 0, 2**64)
         if self.clips not in get_args(Windows):
             raise ValueError(f"clips must be one of {', '.join(get_args(Windows))}, got {self.clips!r}")
         if not isinstance(self.shuffle, bool):
@@ -95,7 +108,7 @@ class PlanOptions:
         if self.fps is not None:
             object.__setattr__(self, "fps", _rate(self.fps))
         if self.audio_seconds is not None:
-            object.__setattr__(self, "audio_seconds", _length(self.audio_seconds))
+            object.__setattr__(self, "audio_seconds", parse_length(self.audio_seconds))
         if self.offsets is not None and not isinstance(self.offsets, get_args(OffsetRule)):
             names = ", ".join(rule.__name__ for rule in get_args(OffsetRule))
             raise TypeError(f"offsets={self.offsets!r} must be one of {names}, or None")
@@ -120,6 +133,7 @@ class Clip:
         audio_row: Manifest row whose sound it is.
         sync_label: What the offset rule calls it; None without a rule.
         crop: Two random numbers below 2**32: how far down and across the pictures are cropped.
+        sound_seconds: How long the sound lasts, of a clip of sound alone; None: as long as the plan says.
     """
 
     position: int
@@ -133,6 +147,7 @@ class Clip:
     audio_row: int
     sync_label: int | tuple[int, ...] | None
     crop: tuple[int, int] = (0, 0)
+    sound_seconds: Fraction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +164,81 @@ class ShortRow:
     num_frames: int
     needed_frames: int
 
+    def __str__(self) -> str:
+        return f"{self.num_frames} frames, but a clip spans {self.needed_frames}"
 
-class Plan:
+
+class _Short(Protocol):
+    @property
+    def row(self) -> int: ...
+
+
+class EpochPlan(ABC):
+    """The clips of one epoch, over all ranks, in order.
+
+    Attributes:
+        manifest: The manifest.
+        epoch: The epoch.
+        clip_seconds: How long the frames of a clip last; None where that differs, or there are none.
+        audio_seconds: Length of the sound; where it differs, of the longest.
+        short_rows: Rows that hold no clip; as text, they say why.
+    """
+
+    manifest: Manifest
+    epoch: int
+    clip_seconds: Fraction | None
+    audio_seconds: Fraction
+    short_rows: Sequence[_Short]
+    _num_clips: int
+    _order: _Int64 | None
+
+    def __len__(self) -> int:
+        """Clips of the epoch, over all ranks."""
+        return self._num_clips
+
+    def of_epoch(self, epoch: int) -> EpochPlan:
+        """The clips of another epoch: only the order and the random windows differ."""
+        check_integer("epoch", epoch, 0, 2**32)
+        other = copy.copy(self)
+        other.epoch, other._order = epoch, None
+        return other
+
+    def prepare(self) -> EpochPlan:
+        """The same plan, its order worked out now and not when the first clip is asked for."""
+        self._ordered()
+        return self
+
+    def clip(self, position: int) -> Clip:
+        """The clip at `position` of the epoch's order, 0 <= position < len(self)."""
+        if not 0 <= position < self._num_clips:
+            raise IndexError(f"position {position} is outside [0, {self._num_clips})")
+        return self._resolve([position])[0]
+
+    def clips(self, spans: Iterable[Sequence[int]]) -> Iterator[list[Clip]]:
+        """The clips of each span of positions, such as `batches` yields; some spans are resolved ahead, together."""
+        remaining = iter(spans)
+        for first in remaining:
+            group = [first, *itertools.islice(remaining, _BLOCK // max(len(first), 1))]
+            clips = iter(self._resolve(list(itertools.chain.from_iterable(group))))
+            for span in group:
+                yield list(itertools.islice(clips, len(span)))
+
+    def _ordered(self) -> _Int64 | None:
+        """The clips in the epoch's order; None: as they are numbered."""
+        if self._order is None:
+            self._order = self._make_order()
+        return self._order
+
+    @abstractmethod
+    def _make_order(self) -> _Int64 | None:
+        """The same, worked out."""
+
+    @abstractmethod
+    def _resolve(self, positions: list[int]) -> list[Clip]:
+        """The clips at some positions."""
+
+
+class Plan(EpochPlan):
     """The clips of one epoch, over all ranks.
 
     The windows of a row lie wholly in it. With source frames a window spans 1 + (num_frames - 1) * stride of them; with
@@ -177,17 +265,18 @@ class Plan:
             ragged), or no row holds a clip.
     """
 
-    clip_seconds: Fraction | None
-    audio_seconds: Fraction
     short_rows: Sequence[ShortRow]
 
     def __init__(self, manifest: Manifest, options: PlanOptions, *, epoch: int = 0) -> None:
-        _check_integer("epoch", epoch, 0, 2**32)
+        check_integer("epoch", epoch, 0, 2**32)
+        manifest.check_streams("both" if options.with_sound else "video")
         self.manifest = manifest
         self.options = options
         self.epoch = epoch
         self.clip_seconds = _clip_seconds(manifest, options)
         sound = options.audio_seconds if options.audio_seconds is not None else self.clip_seconds
+        if sound is None and not options.with_sound:
+            sound = Fraction(0)
         if sound is None:
             raise _mixed_rates(manifest)
         self.audio_seconds = sound
@@ -218,38 +307,6 @@ class Plan:
         self._others = _OtherRows(manifest, ~is_short) if isinstance(options.offsets, OtherClip) else None
         self._order: _Int64 | None = None
 
-    def __len__(self) -> int:
-        """Clips of the epoch, over all ranks."""
-        return self._num_clips
-
-    def of_epoch(self, epoch: int) -> Plan:
-        """The clips of another epoch: only the order and the random windows differ."""
-        _check_integer("epoch", epoch, 0, 2**32)
-        other = copy.copy(self)
-        other.epoch, other._order = epoch, None
-        return other
-
-    def prepare(self) -> Plan:
-        """The same plan, its order worked out now and not when the first clip is asked for."""
-        if self.options.shuffle:
-            self._shuffled()
-        return self
-
-    def clip(self, position: int) -> Clip:
-        """The clip at `position` of the epoch's order, 0 <= position < len(self)."""
-        if not 0 <= position < self._num_clips:
-            raise IndexError(f"position {position} is outside [0, {self._num_clips})")
-        return self._resolve([position])[0]
-
-    def clips(self, spans: Iterable[Sequence[int]]) -> Iterator[list[Clip]]:
-        """The clips of each span of positions, such as `batches` yields; some spans are resolved ahead, together."""
-        remaining = iter(spans)
-        for first in remaining:
-            group = [first, *itertools.islice(remaining, _BLOCK // max(len(first), 1))]
-            clips = iter(self._resolve(list(itertools.chain.from_iterable(group))))
-            for span in group:
-                yield list(itertools.islice(clips, len(span)))
-
     def _count_clips(self) -> tuple[npt.NDArray[np.bool_], _Int64 | None]:
         """Which rows hold no clip, and where the clips of each row end among all if a row can hold several."""
         num_rows = len(self.manifest)
@@ -264,11 +321,11 @@ class Plan:
         return is_short, None if ends is None else np.cumsum(ends, out=ends)
 
     def _resolve(self, positions: list[int]) -> list[Clip]:
-        """The clips at some positions."""
         options, spacing, manifest = self.options, self._spacing, self.manifest
         clips = np.array(positions, np.int64)
-        if options.shuffle:
-            clips = self._shuffled()[clips]
+        order = self._ordered()
+        if order is not None:
+            clips = order[clips]
         # What a draw is for: the row, or the clip where a row can hold several.
         if self._fixed is not None:
             items, rows, starts = clips, self._fixed.rows[clips], self._fixed.starts[clips]
@@ -415,10 +472,10 @@ class Plan:
             sound -= (sound - times.start_seconds) % options.audio_grid
         return sound
 
-    def _shuffled(self) -> _Int64:
-        if self._order is None:
-            self._order = keyed.permutation(self._num_clips, seed=self.options.seed, epoch=self.epoch)
-        return self._order
+    def _make_order(self) -> _Int64 | None:
+        if not self.options.shuffle:
+            return None
+        return keyed.permutation(self._num_clips, seed=self.options.seed, epoch=self.epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -936,11 +993,11 @@ def _steps(
     num_clips: int, batch_size: int, rank: int, world_size: int, last_batch: LastBatch, start: int
 ) -> tuple[int, int]:
     """Full steps of all ranks, and positions of the short one after them."""
-    _check_integer("num_clips", num_clips, 0)
-    _check_integer("batch_size", batch_size, 1)
-    _check_integer("world_size", world_size, 1)
-    _check_integer("rank", rank, 0, world_size)
-    _check_integer("start", start, 0)
+    check_integer("num_clips", num_clips, 0)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("world_size", world_size, 1)
+    check_integer("rank", rank, 0, world_size)
+    check_integer("start", start, 0)
     if last_batch not in get_args(LastBatch):
         raise ValueError(f"last_batch must be one of {', '.join(get_args(LastBatch))}, got {last_batch!r}")
     full_steps, rest = divmod(max(num_clips - start, 0), world_size * batch_size)
@@ -980,7 +1037,12 @@ def _mixed_rates(manifest: Manifest) -> ManifestError:
     )
 
 
-def _check_integer(name: str, value: object, minimum: int, stop: int | None = None) -> None:
+def check_integer(name: str, value: object, minimum: int, stop: int | None = None) -> None:
+    """Check that an argument is an integer of at least `minimum`, below `stop` if that is given.
+
+    Raises:
+        TypeError, ValueError: If it is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < minimum or (stop is not None and value >= stop):
@@ -995,7 +1057,12 @@ def _rate(value: object) -> Fraction:
         raise ValueError(f"fps must be a positive number of frames per second or None: {error}") from None
 
 
-def _length(value: object) -> Fraction:
+def parse_length(value: object) -> Fraction:
+    """`audio_seconds` as a positive number.
+
+    Raises:
+        ValueError: If it is not one.
+    """
     try:
         seconds = parse_seconds(value)
     except ValueError as error:

@@ -99,19 +99,26 @@ class Preset:
         own = {"name", "title", "source", "frames_layout", "sound_layout", "frame_segments", "remarks"}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
 
-    def inputs(self, batch: AVBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def inputs(self, batch: AVBatch) -> tuple[torch.Tensor | Any, torch.Tensor | Any]:
         """Pictures and the feature of the sound in the model's own layouts; views of the batch, where that is possible.
 
+        What the loader's `streams` leaves out is None.
+
         Raises:
-            ValueError: If the batch holds no feature.
+            ValueError: If the batch holds sound, but no feature of it.
         """
-        if batch.spectrogram is None:
+        frames, sound = batch.frames, batch.spectrogram
+        if frames is not None:
+            axes = ["B", "F", "C", "H", "W"]
+            if self.frame_segments is not None:
+                frames, axes = frames.unfold(1, *self.frame_segments), ["B", "S", "C", "H", "W", "F"]
+            frames = _arranged(frames, axes, self.frames_layout)
+        if sound is not None:
+            sound_axes = ["B", "S", "M", "T"] if sound.ndim == 4 else ["B", "M", "T"]
+            sound = _arranged(sound, sound_axes, self.sound_layout)
+        elif batch.audio is not None:
             raise ValueError(f"preset {self.name!r} has a feature of sound, but the batch holds none")
-        frames, axes = batch.frames, ["B", "F", "C", "H", "W"]
-        if self.frame_segments is not None:
-            frames, axes = frames.unfold(1, *self.frame_segments), ["B", "S", "C", "H", "W", "F"]
-        sound_axes = ["B", "S", "M", "T"] if batch.spectrogram.ndim == 4 else ["B", "M", "T"]
-        return _arranged(frames, axes, self.frames_layout), _arranged(batch.spectrogram, sound_axes, self.sound_layout)
+        return frames, sound
 
 
 def find_preset(preset: str | Preset) -> Preset:
@@ -213,8 +220,14 @@ def _mmaudio(n_fft: int, n_mels: int, fmax: float, scale: Log10 | Ln) -> MelSpec
 
 _FACES = "The model is trained on face crops: cut them out of the videos before."
 _MEAN_OF_CHANNELS = "The model takes channel 1 of the sound; here it is the mean of all channels."
-_NO_PICTURES = "A model of sound: the one picture that comes along is scaled to 224 and not normalized."
-_ROW_END = "Sound goes on past the end of a row, up to the end of its medium, and is zero after that."
+_NO_PICTURES = (
+    "A model of sound: the one picture that comes along is scaled to 224 and not normalized; "
+    "streams='audio' leaves it out."
+)
+_ROW_END = (
+    "Sound goes on past the end of a row, up to the end of its medium, and is zero after that; with streams='audio' "
+    "it is zero after its row."
+)
 _PADDED_REFLECT = "The ends of the medium are mirrored, as in librosa 0.7; later versions of it fill up with zeros."
 _WHOLE_FILE = "The feature is cut out of that of the medium's whole sound, counted from the medium's first frame."
 _NEGATIVES = "Out-of-sync sampling is an option of the loader, not of the preset."

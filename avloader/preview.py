@@ -148,6 +148,8 @@ def clip_of_batch(batch: AVBatch, index: int = 0, *, sample_rate: int, manifest:
     Raises:
         ValueError: If `index` is out of range.
     """
+    if batch.frames is None or batch.audio is None:
+        raise ValueError('batch must hold pictures and sound, as with the loader\'s streams="both"')
     num_clips = len(batch.row)
     if not 0 <= index < num_clips:
         raise ValueError(f"index={index} is outside the batch: allowed is 0 to {num_clips - 1}")

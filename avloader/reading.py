@@ -121,7 +121,7 @@ class ReadTask:
         slot: Where in the shared memory the result goes.
         frames: A `FrameSource`, or None if the GPU decodes the frames.
         frame_pts: pts of the wanted frames.
-        sound: A `SoundSource`.
+        sound: A `SoundSource`, or None if no sound is wanted.
         start: The native sample where the sound begins.
         num_samples, sample_rate: The sound to read.
         before: Samples of it before `start`.
@@ -132,7 +132,7 @@ class ReadTask:
     slot: int
     frames: bytes | None
     frame_pts: tuple[int, ...]
-    sound: bytes
+    sound: bytes | None
     start: int
     num_samples: int
     sample_rate: int
@@ -160,9 +160,9 @@ class SlotLayout:
 
     Attributes:
         frames_shape: (F, C, H, W) of the frames of a clip.
-        num_samples: Samples of its sound.
+        num_samples: Samples of its sound, at most.
         num_slots: Slots for clips whose frames the CPU decodes, >= 0; the sound follows the frames.
-        num_sound_slots: Slots for clips whose frames the GPU decodes, >= 0.
+        num_sound_slots: Slots for clips whose frames the GPU decodes, or that have none, >= 0.
         picture: What is made of each picture; None: RGB, scaled to (H, W).
     """
 
@@ -232,10 +232,13 @@ class ClipReader:
         """
         results = self._read_frames(tasks)
         for task in sorted(tasks, key=lambda task: task.start):  # neighbours share the decoding of their sound
-            if task.slot not in results:
+            if task.slot in results:
+                continue
+            results[task.slot] = 0, 0
+            if task.sound is not None:
                 try:
                     source: SoundSource = _unpickled(task.sound)
-                    sound = self._layout.sound(self._memory, task.slot)
+                    sound = self._layout.sound(self._memory, task.slot)[: task.num_samples]
                     results[task.slot] = _read_sound(task, source.info, self._sound(source), sound)
                 except AVLoaderError as error:
                     results[task.slot] = error.at_row(task.row)
@@ -340,8 +343,8 @@ class ClipRead:
     Attributes:
         row: Manifest row.
         media: The picture's medium.
-        frames: Frame indices in the medium, non-decreasing.
-        sound: The window of sound.
+        frames: Frame indices in the medium, non-decreasing; none in clips of sound alone.
+        sound: The window of sound; None in clips of pictures alone.
         route: What decodes the frames.
         corner: (top, left) of what is cut out of the scaled pictures.
         epoch: The epoch that the clip is delivered in.
@@ -350,10 +353,17 @@ class ClipRead:
     row: int
     media: MediaInfo
     frames: tuple[int, ...]
-    sound: SoundWindow
+    sound: SoundWindow | None
     route: Route = None
     corner: tuple[int, int] = (0, 0)
     epoch: int = 0
+
+    @property
+    def first(self) -> int:
+        """Its first frame, or sample if it has no frames: with the row, what tells it from others; below 2**31."""
+        if self.frames:
+            return self.frames[0]
+        return 0 if self.sound is None else self.sound.start & 0x7FFFFFFF
 
     @property
     def video(self) -> VideoInfo:
@@ -373,21 +383,14 @@ class ClipRead:
     def task(self, slot: int, *, with_frames: bool) -> ReadTask:
         """What a worker is to read of it into `slot`."""
         frames, frame_pts, sound = None, (), self.sound
+        wanted: tuple[bytes | None, int, int, int, int] = (None, 0, 0, 1, 0)
+        if sound is not None:
+            source = _sound_source(sound.media)
+            wanted = source, sound.start, sound.num_samples, sound.sample_rate, sound.before
         if with_frames:
             frames = _frame_source(self.media)
             frame_pts = tuple(self.video.times.pts_of(self.frames).tolist())
-        return ReadTask(
-            self.row,
-            slot,
-            frames,
-            frame_pts,
-            _sound_source(sound.media),
-            sound.start,
-            sound.num_samples,
-            sound.sample_rate,
-            sound.before,
-            self.corner,
-        )
+        return ReadTask(self.row, slot, frames, frame_pts, *wanted, self.corner)
 
 
 @functools.lru_cache(_KNOWN_MEDIA)
@@ -416,7 +419,7 @@ class ReadBatch:
     Attributes:
         clips: What was asked for.
         frames: One uint8 [shape=(F, C, H, W)] a clip; empty if the GPU decodes.
-        sounds: One float32 [shape=(num_samples,)] a clip; zeros for a clip that failed.
+        sounds: One float32 [shape=(num_samples,)] a clip; zeros for a clip that failed; empty if none is wanted.
         valid: The range of samples that exist in the medium, one a clip.
         errors: What went wrong, by place in the batch.
         slots: Slots that it occupies, all of one kind.
@@ -447,7 +450,7 @@ class ReadAhead:
         self._pool, self._layout, self._memory = pool, layout, memory
         self._queue = TaskQueue(pool)
         self._kinds = {with_frames: _Kind(list(layout.slots(with_frames=with_frames))) for with_frames in (True, False)}
-        self._pictures_at_a_time = max(3 * _PIXELS_PER_TASK // math.prod(layout.frames_shape), 1)
+        self._pictures_at_a_time = max(3 * _PIXELS_PER_TASK // max(math.prod(layout.frames_shape), 1), 1)
         self._under_way: dict[int, _UnderWay] = {}
         self._closed = False
         self._lock = threading.Lock()
@@ -480,6 +483,7 @@ class ReadAhead:
         sounds: list[npt.NDArray[np.float32]] = []
         for place, (clip, slot, result) in enumerate(zip(batch.clips, batch.slots, batch.results(), strict=True)):
             sound = self._layout.sound(self._memory.memory, slot)
+            sound = sound[: 0 if clip.sound is None else clip.sound.num_samples]
             if isinstance(result, AVLoaderError):
                 errors[place] = _with_place(result, clip)
                 sound[:] = 0.0
@@ -548,6 +552,8 @@ class ReadAhead:
         return _UnderWay(clips, slots, futures)
 
     def _read_sounds(self, clips: Sequence[ClipRead], slots: list[int]) -> _UnderWay:
+        if all(clip.sound is None for clip in clips):
+            return _Nothing(clips, slots, [])
         tasks = [clip.task(slot, with_frames=False) for clip, slot in zip(clips, slots, strict=True)]
         groups = [tasks[first : first + _SOUNDS_PER_TASK] for first in range(0, len(tasks), _SOUNDS_PER_TASK)]
         return _Sounds(clips, slots, [self._pool.submit(group) for group in groups], groups, self._queue)
@@ -593,6 +599,14 @@ class _Sounds(_UnderWay):
                 yield from future.result()
             except WorkerDied:  # perhaps over one of them
                 yield from map(_result_of, [self.queue.submit(task, path=None) for task in group])
+
+
+@dataclass(slots=True)
+class _Nothing(_UnderWay):
+    """A batch whose pictures the GPU decodes, and of which no sound is wanted."""
+
+    def results(self) -> Iterator[_Result]:
+        return iter([(0, 0)] * len(self.clips))
 
 
 def _result_of(future: Future[Any]) -> _Result:

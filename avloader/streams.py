@@ -30,6 +30,7 @@ WHOLE_FRAME_CODECS = frozenset({"aac", "ac3", "eac3", "mp2", "mp3", "mp3float", 
 _STANDARD_RATES = tuple(
     Fraction(rate) for rate in ("24000/1001", "24", "25", "30000/1001", "30", "48", "50", "60000/1001", "60", "120")
 )
+_VORBIS_MISSTAMP = 2048  # samples; a quarter of the longest block
 _COLOR_MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # ITU-T H.273, table 4
 
 
@@ -191,6 +192,8 @@ def audio_info(source: Source, stream: av.AudioStream, sounds: Sounds) -> AudioI
     else:
         raise unreadable(source.path, "the time stamps of its sound step back")
     num_samples, gaps = placed
+    if codec_name(stream) == "vorbis":  # where the size of blocks changes, FFmpeg stamps packets of Ogg too late
+        gaps = tuple(gap for gap in gaps if gap[1] - gap[0] > _VORBIS_MISSTAMP)
     return AudioInfo(
         stream_index=stream.index,
         codec=codec_name(stream),
@@ -209,6 +212,8 @@ def _frame_size(stream: av.AudioStream, sounds: Sounds, tick: Fraction) -> int:
     """Samples of a codec frame if all but the last have the same number, else 0."""
     if codec_name(stream).startswith("pcm_") and tick <= 1:
         return 1
+    if codec_name(stream) == "vorbis":  # it has frames of two sizes, of which one can be rare
+        return 0
     exact = sounds.num_samples[:-1] if len(sounds.num_samples) > 1 else sounds.num_samples
     if exact.any():
         return int(exact[0]) if (exact == exact[0]).all() else 0

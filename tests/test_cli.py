@@ -145,6 +145,18 @@ def test_manifest_as_json(table, capsys):
     assert Path(result["manifest"]).is_dir()
 
 
+def test_manifest_of_sound_alone(table, capsys):
+    assert main(_manifest_arguments(table, "--streams", "audio", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["streams"] == "audio"
+    facts = json.loads(Path(result["manifest"], "manifest.json").read_text())
+    assert facts["streams"] == "audio"
+    assert main(["check", result["manifest"]]) == 0
+    capsys.readouterr()
+    assert main(["preview", result["manifest"], "--output", str(table.parent / "row.png")]) == 2
+    assert "its rows hold sound alone" in capsys.readouterr().err
+
+
 def test_strict_exits_with_1_if_a_row_was_rejected_and_still_writes_the_manifest(table, capsys):
     assert main(_manifest_arguments(table, "--strict")) == 1
     assert (table.parent / "out" / "manifest.json").is_file()

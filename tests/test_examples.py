@@ -161,6 +161,33 @@ def test_07_lightning_resumes_within_an_epoch(tmp_path):
     assert len(set(whole)) == 7
 
 
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_08_sound_features(tmp_path, num_processes):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes))
+    text = _run("08_sound_features.py", str(tmp_path), launcher=launcher if num_processes > 1 else ())
+    pattern = r"rank (\d), (\w+): (\d) batches, the first \(4, (\d+), (\d+)\), (\d+)% of the samples are sound"
+    found = {(int(rank), name): tuple(map(int, rest)) for rank, name, *rest in re.findall(pattern, text)}
+    assert len(found) == 3 * num_processes
+    for (_, name), (num_batches, bins, hops, heard) in found.items():
+        assert num_batches == 8 // num_processes
+        assert bins == {"mel_spectrogram": 80, "mfcc": 13, "whisper": 80}[name]
+        assert hops == 3000 if name == "whisper" else 40 < hops <= 200
+        assert heard < 6 if name == "whisper" else heard > 80
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_09_sound_augmentation(tmp_path, device, monkeypatch):
+    if device == "cpu":
+        monkeypatch.setitem(ENVIRONMENT, "CUDA_VISIBLE_DEVICES", "")
+    lines = _run("09_sound_augmentation.py", str(tmp_path)).splitlines()
+    assert lines == [
+        "6 batches of (8, 128, 101)",
+        "two runs with one seed are equal: True",
+        "and with another seed: False",
+        "two threads share 48 clips, the same ones: True",
+    ]
+
+
 def test_talking_faces_say_what_their_mouths_do(tmp_path):
     """The louder, the wider open: the dark of the mouth follows the sound without delay."""
     for name in _run("talking_faces.py", str(tmp_path), "2").split():

@@ -19,22 +19,23 @@ class _Clip(Protocol):
     @property
     def row(self) -> int: ...
     @property
-    def frames(self) -> tuple[int, ...]: ...
+    def first(self) -> int: ...
     @property
     def epoch(self) -> int: ...
 
 
 class ClipAugment:
-    """A chain for clips with pictures.
+    """A chain for clips of sound and pictures, or of one of them.
 
-    A clip's draws are keyed by (seed, epoch, manifest row, first frame), so they do not depend on which batch, lane or
-    rank the clip goes through.
+    A clip's draws are keyed by (seed, epoch, manifest row, first frame or sample), so they do not depend on which
+    batch, lane or rank the clip goes through.
 
     Args:
         node: The transforms.
         seed: 0 <= seed < 2**64.
-        num_frames: Frames of a clip.
+        num_frames: Frames of a clip; None: sound alone.
         fps: Frames per second; None where they are not evenly spaced, or the sound does not begin with them.
+        with_sound: Whether the clips have sound.
         color: Order of the pictures' channels.
 
     Raises:
@@ -42,16 +43,30 @@ class ClipAugment:
         ValueError: If it would move sound against picture, or needs what is not known of them.
     """
 
-    def __init__(self, node: Node, *, seed: int, num_frames: int, fps: float | None, color: str = "rgb") -> None:
+    def __init__(
+        self,
+        node: Node,
+        *,
+        seed: int,
+        num_frames: int | None,
+        fps: float | None,
+        with_sound: bool = True,
+        color: str = "rgb",
+    ) -> None:
         if not isinstance(node, Node):
             raise TypeError(
                 f"augment={node!r} must be a transform of avloader.augment, such as Compose([...]), or None"
             )
-        node.check_sync()
+        if num_frames is not None and with_sound:
+            node.check_sync()
         self._node, self._seed, self._num_frames, self._fps = node, seed, num_frames, fps
         below = node.transforms_below()
         for transform in below:
             name = type(transform).__name__
+            if num_frames is None and isinstance(transform, PictureTransform):
+                raise ValueError(f'{name} augments pictures, but streams="audio" delivers none')
+            if not with_sound and isinstance(transform, Transform):
+                raise ValueError(f'{name} augments sound, but streams="video" delivers none')
             if isinstance(transform, PictureTransform) and transform.needs_rgb and color != "rgb":
                 raise ValueError(f"{name} needs pictures of color='rgb', not {color!r}")
             if isinstance(transform, PictureTransform) and isinstance(transform, Transform) and fps is None:
@@ -92,5 +107,5 @@ class ClipAugment:
         return done.frames, done.parameters
 
     def _keys(self, clips: Sequence[_Clip]) -> ClipKeys:
-        keys: npt.NDArray[np.int64] = np.array([clip.row << 31 | clip.frames[0] for clip in clips], np.int64)
+        keys: npt.NDArray[np.int64] = np.array([clip.row << 31 | clip.first for clip in clips], np.int64)
         return ClipKeys(keys, seed=self._seed, epoch=np.array([clip.epoch for clip in clips], np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
 __all__ = ["Columns", "Feature"]
+
+_MOST_SAMPLES = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,19 @@ class Feature(ABC):
     def shape(self, num_samples: int) -> tuple[int, ...]:
         """Shape of the result for that many samples of sound."""
         return self.num_bins, self.num_hops(num_samples)
+
+    @property
+    def least_samples(self) -> int:
+        """The fewest samples that make a column."""
+        return 1 + bisect_left(range(1, _MOST_SAMPLES), True, key=self.is_enough)
+
+    def is_enough(self, num_samples: int) -> bool:
+        """Whether so many samples make a column."""
+        try:
+            self.num_hops(num_samples)
+        except ValueError:
+            return False
+        return True
 
     def context(self, num_samples: int) -> tuple[int, int]:
         """How many samples before and after a window of sound the feature of that window depends on."""

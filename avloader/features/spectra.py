@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -85,8 +85,14 @@ class _Spectral(Columns):
         """What the sound must have, where it is not padded with zeros or DALI does not do it."""
         return self.n_fft if self.padding is None else max(self.padding + 1, self.n_fft - 2 * self.padding)
 
-    def _spectrogram(self, audio: DataNode, device: str, valid: DataNode | None) -> DataNode:
-        """Amplitude or power [shape=(n_fft // 2 + 1, num_columns)]."""
+    def _spectrogram(
+        self,
+        audio: DataNode,
+        device: str,
+        valid: DataNode | None,
+        bands: Callable[[DataNode], DataNode] | None = None,
+    ) -> DataNode:
+        """Amplitude or power [shape=(n_fft // 2 + 1, num_columns)], or what `bands` makes of its bins."""
         from nvidia.dali import fn
         from nvidia.dali import math as dali_math
 
@@ -102,6 +108,8 @@ class _Spectral(Columns):
         elif self.padding is not None:
             audio, center = mirrored(audio, self.padding), False
         power = 2 if self.magnitude_add else int(self.power)
+        # On the CPU each transform as a row takes a third less time, with the bands' own.
+        is_turned = bands is not None and device == "cpu" and not self.detrend
         if self.detrend:
             num_columns = (audio.shape()[0] - self.n_fft) // self.hop_length + 1
             frames = frames_of(audio, num_columns, length=self.n_fft, hop_length=self.hop_length)
@@ -122,13 +130,19 @@ class _Spectral(Columns):
                 center_windows=center,
                 reflect_padding=self.pad_mode == "reflect",
                 power=power,
+                layout="tf" if is_turned else "ft",
             )
+        if self.magnitude_add:
+            spectrogram = dali_math.sqrt(spectrogram + self.magnitude_add)
+        if bands is not None:
+            spectrogram = bands(spectrogram)
+        if is_turned:
+            spectrogram = fn.transpose(spectrogram, perm=[1, 0], output_layout="ft")
         if center and self.n_fft % 2:
             # DALI centres an odd window on every multiple of the hop up to num_samples inclusive, librosa short of it.
             num_samples = audio.shape()[0]  # DALI's method has no annotations
             spectrogram = spectrogram[:, : (num_samples - 1) // self.hop_length + 1]
-        spectrogram = self._cut(spectrogram)
-        return dali_math.sqrt(spectrogram + self.magnitude_add) if self.magnitude_add else spectrogram
+        return self._cut(spectrogram)
 
     def _scaled(self, values: DataNode) -> DataNode:
         return values if self.scale is None else self.scale.apply(values, self.power)
@@ -219,8 +233,8 @@ class _Mel(_Spectral):
             )
         # DALI infers n_fft from the number of bins, which is one too few if n_fft is odd; only their spacing matters.
         num_fft = 2 * (self.n_fft // 2)
-        return fn.mel_filter_bank(
-            self._spectrogram(audio, device, valid),
+        bands = functools.partial(
+            fn.mel_filter_bank,
             sample_rate=sample_rate * num_fft / self.n_fft,
             nfilter=self.n_mels,
             freq_low=float(self.fmin),
@@ -228,6 +242,7 @@ class _Mel(_Spectral):
             mel_formula="htk" if self.htk else "slaney",
             normalize=norm == "slaney",
         )
+        return self._spectrogram(audio, device, valid, bands)
 
 
 @dataclass(frozen=True, kw_only=True)

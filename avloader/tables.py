@@ -144,7 +144,8 @@ class TableWriter:
 
     def __enter__(self) -> TableWriter:
         self._clips = self._files.enter_context(pq.ParquetWriter(self._path("clips.parquet"), _CLIPS_SCHEMA))
-        self._media_table = self._files.enter_context(pa.ipc.new_file(self._path("media.arrow"), _MEDIA_SCHEMA))
+        sink = self._files.enter_context(pa.OSFile(self._path("media.arrow"), "wb"))  # a path alone it does not close
+        self._media_table = self._files.enter_context(pa.ipc.new_file(sink, _MEDIA_SCHEMA))
         open_text = functools.partial(open, mode="w", encoding="utf-8", errors="backslashreplace", newline="")
         self._file_list = self._files.enter_context(open_text(self._path("file_list.txt")))
         self._offsets = csv.writer(self._files.enter_context(open_text(self._path("audio_offsets.csv"))))

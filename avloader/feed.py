@@ -108,6 +108,7 @@ class Feed:
             num_samples=self.num_samples + sum(self.context),
             sample_rate=self.sample_rate,
             before=self.context[0],
+            speed=clip.speed,
         )
         corner = 0, 0
         if self.picture.is_cropped and medium.video is not None:

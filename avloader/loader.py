@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from avloader.augment.base import Node
-from avloader.augment.clips import ClipAugment
+from avloader.augment.clips import ClipAugment, ClipSpeeds
 from avloader.decoding import Decode, Decoding, DecodingOptions, choose_decoding, longest_span
 from avloader.engine import Delivered, Engine, ReaderOptions
 from avloader.errors import AVLoaderError, ManifestError
@@ -291,6 +291,7 @@ class AVLoader:
             audio_from=audio_from,
             audio_grid=Fraction(features.grid, sample_rate) if features is not None and features.grid else None,
             random_crop=crop == "random",
+            speeds=ClipSpeeds.of(augment, seed=seed),
         )
         self._size = _checked_size(size)
         self._picture = PictureOptions(
@@ -528,9 +529,13 @@ class AVLoader:
 
     def _reader_options(self) -> ReaderOptions:
         options = self._options
-        if options.fps is None:
+        fastest = Fraction(1) if options.speeds is None else max(options.speeds.factors)
+        if options.fps is not None:
+            span = longest_span(self.manifest, options.num_frames, options.stride, options.fps / fastest)
+        elif options.speeds is not None:
+            span = 1 + math.ceil((options.num_frames - 1) * options.stride * fastest)
+        else:
             return ReaderOptions(options.num_frames, options.stride, rearrange=False, timeout=_READER_TIMEOUT)
-        span = longest_span(self.manifest, options.num_frames, options.stride, options.fps)
         return ReaderOptions(span, 1, rearrange=True, timeout=_READER_TIMEOUT)
 
     def _feed(self, plan: Plan) -> Feed:

@@ -18,7 +18,7 @@ from avloader.augment.bank import ImpulseResponseBank, SoundBank
 from avloader.augment.base import Augmented, AugmentedFrames, Node, PictureTransform, Transform
 from avloader.augment.compose import Compose, OneOf, SomeOf
 from avloader.augment.filters import BandPassFilter, BandStopFilter, HighPassFilter, LowPassFilter
-from avloader.augment.joint import AVTimeMask, Reverse, Shift
+from avloader.augment.joint import AVTimeMask, JointSpeed, Reverse, Shift
 from avloader.augment.keys import ClipKeys
 from avloader.augment.level import (
     Clip,
@@ -63,6 +63,7 @@ __all__ = [
     "HighPassFilter",
     "HorizontalFlip",
     "ImpulseResponseBank",
+    "JointSpeed",
     "LowPassFilter",
     "Mix",
     "Node",

@@ -29,8 +29,12 @@ __all__ = [
     "Node",
     "PictureTransform",
     "Pictures",
+    "ReadingTransform",
     "Rows",
     "Transform",
+    "activations",
+    "augment_pictures",
+    "augment_sound",
     "ship",
 ]
 
@@ -253,9 +257,17 @@ class Node(ABC):
         Raises:
             TypeError, ValueError: An argument is not what is said above.
         """
-        clips = _checked(audio, keys, sample_rate, lengths)
-        clips = dataclasses.replace(clips, num_frames=num_frames, fps=fps, origin=origin)
-        return _Chain(self).run(audio, keys, clips)
+        self._check_alone()
+        return augment_sound(
+            self,
+            audio,
+            keys=keys,
+            sample_rate=sample_rate,
+            lengths=lengths,
+            num_frames=num_frames,
+            fps=fps,
+            origin=origin,
+        )
 
     def augment_frames(self, frames: torch.Tensor, *, keys: ClipKeys) -> AugmentedFrames:
         """Augment the pictures of a batch; transforms of sound leave them alone.
@@ -267,11 +279,8 @@ class Node(ABC):
         Raises:
             TypeError, ValueError: An argument is not what is said above.
         """
-        if not isinstance(frames, torch.Tensor) or frames.ndim != 5 or frames.dtype not in (torch.uint8, torch.float32):
-            raise TypeError("frames must be a uint8 or float32 tensor of shape (B, F, C, H, W)")
-        if len(keys) != len(frames):
-            raise ValueError(f"keys has {len(keys)} clips, but frames has {len(frames)}")
-        return _Chain(self).run_frames(frames, keys)
+        self._check_alone()
+        return augment_pictures(self, frames, keys=keys)
 
     def transforms_below(self) -> list[Node]:
         """All transforms of the group, or the transform itself."""
@@ -289,6 +298,14 @@ class Node(ABC):
                 raise ValueError(
                     f"{type(node).__name__} cannot be applied to clips with pictures: {node.breaks_sync}; apply it to "
                     "sound alone, or leave it out"
+                )
+
+    def _check_alone(self) -> None:
+        for node in self.transforms_below():
+            if isinstance(node, ReadingTransform):
+                raise ValueError(
+                    f"{type(node).__name__} changes what is read of a clip: give it to AVLoader(augment=...), "
+                    "not to tensors"
                 )
 
     def _activate(self, words: dict[str, Draw], names: dict[int, str], mask: npt.NDArray[np.bool_]) -> Iterator[Active]:
@@ -311,6 +328,11 @@ class Leaf(Node):
         self, draw: Draw, words: dict[str, Draw], names: dict[int, str], mask: npt.NDArray[np.bool_]
     ) -> Iterator[Active]:
         yield self, names[id(self)], mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingTransform(Leaf):
+    """One transform that changes what is read of a clip: the plan asks for it, and no tensor is changed after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,6 +421,11 @@ class _Chain:
         for child in node.children:
             self._add(child, counts)
 
+    def activations(self, keys: ClipKeys) -> Iterator[tuple[Leaf, str, Draw, npt.NDArray[np.bool_]]]:
+        words = draws(keys, self._num_words)
+        for leaf, name, active in self._root._activate(words, self._names, np.ones(len(keys), np.bool_)):
+            yield leaf, name, words[name], active
+
     def run(self, audio: torch.Tensor, keys: ClipKeys, clips: Clips) -> Augmented:
         parameters: dict[str, dict[str, torch.Tensor]] = {}
         steps = self._plan(keys, clips, parameters)
@@ -422,13 +449,12 @@ class _Chain:
 
     def run_frames(self, frames: torch.Tensor, keys: ClipKeys) -> AugmentedFrames:
         parameters: dict[str, dict[str, torch.Tensor]] = {}
-        words = draws(keys, self._num_words)
         result = frames
-        for transform, name, active in self._root._activate(words, self._names, np.ones(len(keys), np.bool_)):
+        for transform, name, draw, active in self.activations(keys):
             if not isinstance(transform, PictureTransform):
                 continue
             size, num_frames, _, height, width = result.shape
-            columns = transform.draw_frames(words[name], Pictures(size, num_frames, height, width))
+            columns = transform.draw_frames(draw, Pictures(size, num_frames, height, width))
             parameters[name] = _reported(active, columns)
             rows = np.flatnonzero(active)
             if transform.is_for_all:
@@ -467,6 +493,37 @@ class _Chain:
             steps.append(_Step(transform, name, rows, chosen))
         _add_scale(steps, scale, np.arange(len(keys)))
         return steps
+
+
+def augment_sound(
+    node: Node,
+    audio: torch.Tensor,
+    *,
+    keys: ClipKeys,
+    sample_rate: int,
+    lengths: npt.ArrayLike | None,
+    num_frames: int | None,
+    fps: float | None,
+    origin: int,
+) -> Augmented:
+    """`Node.__call__` for clips that were read as the chain's transforms of reading want it."""
+    clips = _checked(audio, keys, sample_rate, lengths)
+    clips = dataclasses.replace(clips, num_frames=num_frames, fps=fps, origin=origin)
+    return _Chain(node).run(audio, keys, clips)
+
+
+def augment_pictures(node: Node, frames: torch.Tensor, *, keys: ClipKeys) -> AugmentedFrames:
+    """`Node.augment_frames` for clips that were read as the chain's transforms of reading want it."""
+    if not isinstance(frames, torch.Tensor) or frames.ndim != 5 or frames.dtype not in (torch.uint8, torch.float32):
+        raise TypeError("frames must be a uint8 or float32 tensor of shape (B, F, C, H, W)")
+    if len(keys) != len(frames):
+        raise ValueError(f"keys has {len(keys)} clips, but frames has {len(frames)}")
+    return _Chain(node).run_frames(frames, keys)
+
+
+def activations(node: Node, keys: ClipKeys) -> Iterator[tuple[Leaf, str, Draw, npt.NDArray[np.bool_]]]:
+    """The transforms in order: name, draws, and the clips that each is applied to."""
+    return _Chain(node).activations(keys)
 
 
 def _reported(active: npt.NDArray[np.bool_], columns: Columns) -> dict[str, torch.Tensor]:

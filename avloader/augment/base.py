@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,13 +35,15 @@ __all__ = [
     "activations",
     "augment_pictures",
     "augment_sound",
+    "scaled",
     "ship",
 ]
 
 Columns = dict[str, npt.NDArray[Any]]
 Active = tuple["Leaf", str, npt.NDArray[np.bool_]]
 
-_CPU_BYTES = 2**20  # sound of so many clips goes through the whole chain at a time, to stay in the caches
+# Sound of so many clips goes through the whole chain at a time, to stay in the caches; more if it is only looped over.
+_CPU_BYTES, _LOOPED_BYTES = 2**20, 2**23
 _ALIGNMENT = 16
 
 
@@ -150,32 +152,6 @@ class Rows:
     def empty(self) -> torch.Tensor:
         """Memory for the result, to be used once: where it has to go in the end, if that is known."""
         return torch.empty_like(self.audio) if self.out is None else self.out
-
-    def shaped(
-        self,
-        curve: Callable[[int | slice, torch.Tensor], torch.Tensor],
-        first: npt.NDArray[np.int64],
-        stop: npt.NDArray[np.int64],
-    ) -> torch.Tensor:
-        """The sound times a curve that is constant before and after a stretch.
-
-        Args:
-            curve: Gives the factors for one row, or all, and int32 positions.
-            first: Where the stretch begins, one a row.
-            stop: Where it ends.
-        """
-        result = self.empty()
-        if result.is_cuda:
-            return torch.mul(self.audio, curve(slice(None), self.positions()), out=result)
-        num_samples = result.shape[1]
-        for row, (low, high) in enumerate(zip(first.tolist(), stop.tolist(), strict=True)):
-            begin, end = (min(max(place, 0), num_samples) for place in (low, high))
-            ends = curve(row, torch.tensor([low - 1, high], dtype=torch.int32))
-            within = curve(row, torch.arange(begin, end, dtype=torch.int32))
-            factors = ((0, begin, ends[0]), (begin, end, within), (end, num_samples, ends[1]))
-            for one, other, factor in factors:
-                torch.mul(self.audio[row, one:other], factor, out=result[row, one:other])
-        return result
 
     def positions(self) -> torch.Tensor:
         """0 ... N - 1, int32 [shape=(N,)]."""
@@ -357,6 +333,7 @@ class Transform(Leaf):
 
     takes_scale: ClassVar[bool] = False  # whether it applies the gain in column "scale" on its way
     is_gain: ClassVar[bool] = False  # whether it is nothing but the gain in column "scale"
+    is_loop: ClassVar[bool] = False  # whether the CPU does it in few passes over the samples
 
     @abstractmethod
     def draw(self, draw: Draw, clips: Clips) -> Columns:
@@ -376,12 +353,24 @@ class _Scale(Transform):
     """Gains that no transform took."""
 
     takes_scale = True
+    is_loop = True
 
     def draw(self, draw: Draw, clips: Clips) -> Columns:
         raise NotImplementedError
 
     def apply(self, rows: Rows) -> torch.Tensor:
-        return torch.mul(rows.audio, rows.columns["scale"][:, None], out=rows.empty())
+        return scaled(rows, rows.columns["scale"])
+
+
+def scaled(rows: Rows, gain: torch.Tensor) -> torch.Tensor:
+    """The sound times a factor for each clip, float32 [shape=(R,)]."""
+    result = rows.empty()
+    if result.is_cuda:
+        return torch.mul(rows.audio, gain[:, None], out=result)
+    from avloader.augment import loops
+
+    loops.scale(rows.audio.numpy(), gain.numpy(), result.numpy())
+    return result
 
 
 @dataclass(slots=True)
@@ -433,8 +422,12 @@ class _Chain:
             return Augmented(audio.clone(), parameters)
         if audio.device.type != "cpu":
             return Augmented(_run_group(audio, 0, len(audio), steps, clips, parameters, None), parameters)
-        result = torch.empty_like(audio)
-        group = max(_CPU_BYTES // (4 * max(clips.num_samples, 1)), 1)
+        audio = audio.contiguous()
+        result = torch.from_numpy(np.empty(audio.shape, np.float32))  # which the system gives in huge pages
+        num_threads = torch.get_num_threads()
+        is_looped = all(step.transform.is_loop for step in steps)
+        most = (_LOOPED_BYTES if is_looped else _CPU_BYTES) // (4 * max(clips.num_samples, 1))
+        group = max(min(most, -(-len(audio) // num_threads)), 1)
 
         def run_group(first: int) -> None:
             stop = min(first + group, len(audio))

@@ -40,6 +40,7 @@ class TimeMask(Transform):
 
     num_words = 2
     takes_scale = True
+    is_loop = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,21 +56,27 @@ class TimeMask(Transform):
         return {"t": t, "t0": clips.start + place[self.mask_location]}
 
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
+        most = round(rows.sample_rate * self.fade_duration)
+        if not rows.audio.is_cuda:
+            from avloader.augment import loops
+
+            result, host = rows.empty(), rows.host
+            fade = np.minimum(host["t"] // 2, most)
+            shape = np.float32(_FADE)
+            loops.time_mask(rows.audio.numpy(), host["scale"], host["t0"], host["t"], fade, shape, result.numpy())
+            return result
         length, first = rows.columns["t"].int()[:, None], rows.columns["t0"].int()[:, None]
-        fade = (length // 2).clamp_(max=round(rows.sample_rate * self.fade_duration))
-        has_fade = fade >= 2
-        lead, steps = torch.where(has_fade, 0, 1), torch.where(has_fade, fade - 1, 1)
-
-        def curve(row: int | slice, positions: torch.Tensor) -> torch.Tensor:
-            # How far inside the stretch, as a part of the fade: 0 at its edge and outside, 1 where it is silent.
-            inside = torch.minimum(positions - first[row], first[row] + length[row] - 1 - positions)
-            depth = ((inside + lead[row]) / steps[row]).clamp_(0, 1)
-            rest = 1 - depth
-            product = depth * rest
-            shape = (product * (1 + _FADE * product)).add_(rest).square_()
-            return shape.mul_(rows.columns["scale"][row, None])
-
-        return rows.shaped(curve, rows.host["t0"], rows.host["t0"] + rows.host["t"])
+        fades = (length // 2).clamp_(max=most)
+        has_fade = fades >= 2
+        lead, steps = torch.where(has_fade, 0, 1), torch.where(has_fade, fades - 1, 1)
+        positions = rows.positions()
+        # How far inside the stretch, as a part of the fade: 0 at its edge and outside, 1 where it is silent.
+        inside = torch.minimum(positions - first, first + length - 1 - positions)
+        depth = ((inside + lead) / steps).clamp_(0, 1)
+        rest = 1 - depth
+        product = depth * rest
+        curve = (product * (1 + _FADE * product)).add_(rest).square_().mul_(rows.columns["scale"][:, None])
+        return torch.mul(rows.audio, curve, out=rows.empty())
 
 
 @dataclass(frozen=True, kw_only=True)

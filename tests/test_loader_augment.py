@@ -115,19 +115,20 @@ def test_a_clip_is_the_same_however_the_loader_runs(manifest: Manifest, device: 
     assert_same(one, batches(manifest, device=device, augment=whole_chain(), **options))
 
 
-def test_a_clip_is_the_same_on_any_rank_and_after_a_resume(manifest: Manifest) -> None:
-    one = batches(manifest, augment=whole_chain())
-    ranks = [batches(manifest, augment=whole_chain(), rank=rank, world_size=2) for rank in (0, 1)]
+@on_both
+def test_a_clip_is_the_same_on_any_rank_and_after_a_resume(manifest: Manifest, device: str) -> None:
+    one = batches(manifest, device=device, augment=whole_chain())
+    ranks = [batches(manifest, device=device, augment=whole_chain(), rank=rank, world_size=2) for rank in (0, 1)]
     assert_same(one, ranks[0] + ranks[1])
     options: dict[str, Any] = {"batch_size": 3, "num_frames": 8, "size": (36, 64), "normalize": None, "features": MEL}
-    options |= {"device": "cpu", "num_workers": 1, "seed": 5, "augment": whole_chain()}
+    options |= {"device": device, "num_workers": 1, "seed": 5, "augment": whole_chain()}
     with AVLoader(manifest, **options) as loader:
-        started = [batch for _, batch in zip(range(2), loader, strict=False)]
+        started = [batch.to("cpu") for _, batch in zip(range(2), loader, strict=False)]
         state = loader.state_dict()
     with AVLoader(manifest, **options) as loader:
         loader.load_state_dict(state)
-        assert_same(one, started + list(loader))
-        assert not torch.equal(next(iter(loader)).audio, one[0].audio), "the next epoch draws anew"
+        assert_same(one, started + [batch.to("cpu") for batch in loader])
+        assert not torch.equal(next(iter(loader)).audio.cpu(), one[0].audio), "the next epoch draws anew"
 
 
 @on_both

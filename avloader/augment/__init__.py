@@ -21,6 +21,7 @@ from avloader.augment.filters import BandPassFilter, BandStopFilter, HighPassFil
 from avloader.augment.joint import AVTimeMask, JointSpeed, Reverse, Shift
 from avloader.augment.keys import ClipKeys
 from avloader.augment.level import (
+    BitCrush,
     Clip,
     ClippingDistortion,
     Gain,
@@ -51,6 +52,7 @@ __all__ = [
     "AugmentedFrames",
     "BandPassFilter",
     "BandStopFilter",
+    "BitCrush",
     "Clip",
     "ClipKeys",
     "ClippingDistortion",

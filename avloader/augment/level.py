@@ -16,6 +16,7 @@ from avloader.augment.energy import bits_for, energy, peaks
 from avloader.augment.keys import Draw
 
 __all__ = [
+    "BitCrush",
     "Clip",
     "ClippingDistortion",
     "Gain",
@@ -187,6 +188,42 @@ def _clipped(rows: Rows, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
 
     loops.clip(rows.audio.numpy(), low.numpy(), high.numpy(), result.numpy())
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitCrush(Transform):
+    """Round samples to fewer bits: to multiples of ``1 / (2 ** bit_depth / 2 + 1)``.
+
+    Args:
+        min_bit_depth: Least number of bits, in [1, 32].
+        max_bit_depth: Greatest number.
+        p: See `Node`.
+        name: See `Node`.
+
+    Returns ``bit_depth``.
+    """
+
+    min_bit_depth: int = 5
+    max_bit_depth: int = 10
+
+    num_words = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("min_bit_depth", self.min_bit_depth, 1)
+        check_integer("max_bit_depth", self.max_bit_depth, 1)
+        check_range(self, "min_bit_depth", "max_bit_depth", 1, 32)
+
+    def draw(self, draw: Draw, clips: Clips) -> Columns:  # noqa: D102
+        depth = draw.integers(1, self.min_bit_depth, self.max_bit_depth + 1)
+        return {"bit_depth": depth, "steps": (2.0 ** (depth - 1) + 1).astype(np.float32)}
+
+    def reported(self, columns: Columns) -> Columns:  # noqa: D102
+        return {"bit_depth": columns["bit_depth"]}
+
+    def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
+        steps = rows.columns["steps"]
+        return scaled(rows, steps).round_().div_(steps[:, None])
 
 
 def _percentiles(rows: Rows, *percents: npt.NDArray[np.float64], absolute: bool) -> list[torch.Tensor]:

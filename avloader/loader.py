@@ -24,7 +24,7 @@ from avloader.augment.clips import ClipAugment, ClipSpeeds
 from avloader.decoding import Decode, Decoding, DecodingOptions, choose_decoding, longest_span
 from avloader.engine import Delivered, Engine, ReaderOptions
 from avloader.errors import AVLoaderError, ManifestError
-from avloader.features import Feature, MelSpectrogram
+from avloader.features import Feature, MelSpectrogram, Segments
 from avloader.feed import Feed, PlannedBatch
 from avloader.manifest import Manifest
 from avloader.offsets import OffsetRule
@@ -199,7 +199,8 @@ class AVLoader:
         features: One of the features of sound such as `MelSpectrogram`, or None for sound only.
         clips: Windows of a row: "all", "first", "center", "random".
         augment: A transform of `avloader.augment` or a group of them, keyed by `seed`, the epoch and the clip: sound
-            before its features, pictures before they are normalized. What would break sync is refused.
+            before its features, pictures before they are normalized, features. What would break sync is refused.
+            `JointSpeed` changes which frames and sound are read.
         shuffle: Another order in each epoch.
         seed: >= 0.
         rank: This process among `world_size`; None: from torch.distributed, else 0.
@@ -369,7 +370,8 @@ class AVLoader:
                 resources.stop_run()
                 if resources.engine is None:
                     resources.engine = self._make_engine(plan)
-                pictures = _PictureAugment(self._augment, self._normalize) if self._augments_pictures else None
+                is_after = self._augment is not None and (self._augment.has_pictures or self._augment.has_features)
+                pictures = _PictureAugment(self._augment, self._normalize) if is_after else None
                 batches = feed.batches(plan, start)
                 run = resources.run = _Run(resources.engine, batches, (epoch, start), self._device, pictures)
             is_whole = False
@@ -480,9 +482,12 @@ class AVLoader:
         fps = None
         if plan.clip_seconds is not None and options.audio_from == "clip":
             fps = float(options.num_frames / plan.clip_seconds)
-        return ClipAugment(
+        made = ClipAugment(
             augment, seed=options.seed, num_frames=options.num_frames, fps=fps, color=self._picture.color
         )
+        if made.has_features and (self._features is None or isinstance(self._features, Segments)):
+            raise ValueError(f"SpecAugment needs features= that give one spectrogram a clip, not {self._features!r}")
+        return made
 
     def _check_features(self, plan: Plan) -> None:
         if self._features is None:
@@ -660,21 +665,24 @@ def _batch(
             _, name, own = key.split("\n")
             drawn.setdefault(name, {})[own] = column
     frames = tensors["frames"]
+    spectrogram = tensors.get("spectrogram")
     if pictures is not None:
-        frames, more = pictures(frames, [planned.reads[place] for place in kept])
-        for name, columns in more.items():
+        reads = [planned.reads[place] for place in kept]
+        frames, of_frames = pictures(frames, reads)
+        spectrogram, of_spectrogram = pictures.features(spectrogram, reads)
+        for name, columns in (*of_frames.items(), *of_spectrogram.items()):
             drawn[name] = drawn.get(name, {}) | columns
     return AVBatch(
         frames=frames,
         audio=tensors["audio"],
-        spectrogram=tensors.get("spectrogram"),
+        spectrogram=spectrogram,
         augmentation=drawn or None,
         **facts,
     )
 
 
 class _PictureAugment:
-    """What happens to pictures after the graph: they are augmented, then normalized."""
+    """What happens after the graph: pictures are augmented, then normalized; spectrograms are augmented."""
 
     def __init__(self, augment: ClipAugment | None, normalize: Normalize) -> None:
         assert augment is not None
@@ -683,6 +691,8 @@ class _PictureAugment:
     def __call__(
         self, frames: torch.Tensor, clips: Sequence[ClipRead]
     ) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+        if not self._augment.has_pictures:
+            return frames, {}
         frames, drawn = self._augment.pictures(frames, clips)
         if self._normalize is None:
             return frames, drawn
@@ -691,6 +701,14 @@ class _PictureAugment:
         else:
             mean, std = (torch.tensor(values, device=frames.device).view(1, 1, -1, 1, 1) for values in self._normalize)
         return (frames - mean).div_(std), drawn
+
+    def features(
+        self, spectrogram: torch.Tensor | None, clips: Sequence[ClipRead]
+    ) -> tuple[torch.Tensor | None, dict[str, dict[str, torch.Tensor]]]:
+        """The spectrograms, and what was drawn."""
+        if spectrogram is None or not self._augment.has_features:
+            return spectrogram, {}
+        return self._augment.features(spectrogram, clips)
 
 
 def _per_clip_statistics(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

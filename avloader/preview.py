@@ -253,12 +253,14 @@ def augment_clip(
         source, frames=pictures.frames[0].permute(0, 2, 3, 1).contiguous().numpy(), audio=sound.audio[0].numpy()
     )
     nodes = {name: leaf for leaf, name, _, _ in activations(node, keys)}
-    lines = tuple(_drawn_text(nodes[name], name, drawn[name]) for name in nodes)
+    lines = tuple(_drawn_text(node, name, drawn.get(name)) for name, node in nodes.items())
     return PreviewPair(before=before, after=after, drawn=lines, speed=speed)
 
 
-def _drawn_text(node: Node, name: str, columns: Mapping[str, torch.Tensor]) -> str:
+def _drawn_text(node: Node, name: str, columns: Mapping[str, torch.Tensor] | None) -> str:
     """A transform with what it drew for one clip."""
+    if columns is None:
+        return f"{name}: changes the loader's features, not what is shown here"
     if not bool(columns["active"][0]):
         return f"{name}: left out"
     values = []

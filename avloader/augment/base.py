@@ -26,6 +26,7 @@ __all__ = [
     "AugmentedFrames",
     "Clips",
     "Columns",
+    "FeatureTransform",
     "Node",
     "PictureTransform",
     "Pictures",
@@ -33,6 +34,7 @@ __all__ = [
     "Rows",
     "Transform",
     "activations",
+    "augment_features",
     "augment_pictures",
     "augment_sound",
     "scaled",
@@ -328,6 +330,21 @@ class PictureTransform(Leaf):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureTransform(Leaf):
+    """One transform of spectrograms."""
+
+    @abstractmethod
+    def draw_features(
+        self, draw: Draw, active: npt.NDArray[np.bool_], num_bins: int, num_hops: npt.NDArray[np.int64]
+    ) -> Columns:
+        """What is random, for every clip [shape=(B, ...)]; nothing is done to those that are not active."""
+
+    @abstractmethod
+    def apply_to_features(self, features: torch.Tensor, columns: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The spectrograms after it, a new tensor; "num_hops" is a column too. Row i depends on row i alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transform(Leaf):
     """One transform of sound."""
 
@@ -460,6 +477,19 @@ class _Chain:
                 result = result.index_copy(0, some, transform.apply_to_frames(result[some], shipped))
         return AugmentedFrames(result.clone() if result is frames else result, parameters)
 
+    def run_features(
+        self, features: torch.Tensor, keys: ClipKeys, num_hops: npt.NDArray[np.int64]
+    ) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+        parameters: dict[str, dict[str, torch.Tensor]] = {}
+        for transform, name, draw, active in self.activations(keys):
+            if isinstance(transform, FeatureTransform):
+                columns = transform.draw_features(draw, active, features.shape[1], num_hops)
+                parameters[name] = _reported(active, columns)
+                features = transform.apply_to_features(
+                    features, ship(columns | {"num_hops": num_hops}, features.device)
+                )
+        return features, parameters
+
     def _plan(self, keys: ClipKeys, clips: Clips, parameters: dict[str, dict[str, torch.Tensor]]) -> list[_Step]:
         """Draw everything."""
         words = draws(keys, self._num_words)
@@ -512,6 +542,29 @@ def augment_pictures(node: Node, frames: torch.Tensor, *, keys: ClipKeys) -> Aug
     if len(keys) != len(frames):
         raise ValueError(f"keys has {len(keys)} clips, but frames has {len(frames)}")
     return _Chain(node).run_frames(frames, keys)
+
+
+def augment_features(
+    node: Node, features: torch.Tensor, *, keys: ClipKeys, num_hops: npt.ArrayLike | None = None
+) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+    """The spectrograms of a batch after the chain's transforms of spectrograms, and what was drawn.
+
+    Args:
+        node: The chain.
+        features: float32 [shape=(B, bins, hops)], on CPU or GPU. Not changed.
+        keys: Which clips these are.
+        num_hops: Hops of each clip [shape=(B,)], on the CPU; None: all.
+
+    Raises:
+        ValueError: An argument is not what is said above.
+    """
+    if features.ndim != 3 or len(features) != len(keys):
+        raise ValueError(
+            f"spectrogram must have shape ({len(keys)}, bins, hops), one a key, got {tuple(features.shape)}"
+        )
+    size, _, most = features.shape
+    lengths = np.full(size, most) if num_hops is None else np.asarray(num_hops).astype(np.int64)
+    return _Chain(node).run_features(features, keys, lengths)
 
 
 def activations(node: Node, keys: ClipKeys) -> Iterator[tuple[Leaf, str, Draw, npt.NDArray[np.bool_]]]:

@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 
 from avloader.augment.base import (
+    FeatureTransform,
     Node,
     PictureTransform,
     Transform,
     activations,
+    augment_features,
     augment_pictures,
     augment_sound,
 )
@@ -123,6 +125,7 @@ class ClipAugment:
                 )
         self._speeds = ClipSpeeds.of(node, seed=seed)
         self.has_sound = self._speeds is not None or any(isinstance(transform, Transform) for transform in below)
+        self.has_features = any(isinstance(transform, FeatureTransform) for transform in below)
         self.has_pictures = any(isinstance(transform, PictureTransform) for transform in below)
 
     def sound(
@@ -156,6 +159,12 @@ class ClipAugment:
         """The pictures after it [shape=(B, F, C, H, W)], and what was drawn."""
         done = augment_pictures(self._node, frames, keys=self._keys(clips))
         return done.frames, done.parameters
+
+    def features(
+        self, spectrogram: torch.Tensor, clips: Sequence[_Clip]
+    ) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+        """The spectrograms after it [shape=(B, bins, hops)], and what was drawn."""
+        return augment_features(self._node, spectrogram, keys=self._keys(clips))
 
     def _keys(self, clips: Sequence[_Clip]) -> ClipKeys:
         facts = np.array([(clip.row, clip.frames[0], clip.epoch) for clip in clips], np.int64).reshape(-1, 3)

@@ -36,7 +36,11 @@ _RAMP = 64  # samples of a gain transition that share one exponential
 
 
 def _compiled(loop: _Loop) -> _Loop:
-    compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(loop)
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        compiled: Any = numba.njit(cache=True, **options)(loop)
+    except RuntimeError:  # no folder can be written to: compiled anew in each process
+        compiled = numba.njit(**options)(loop)
     return cast(_Loop, compiled)
 
 

@@ -163,9 +163,13 @@ def _parser() -> argparse.ArgumentParser:
         _preview,
         "a picture of one clip: frames over the spectrogram",
         "Draws the frames of a row as a film strip over the log-mel spectrogram of its sound, on one time axis. The "
-        "left edge of each thumbnail stands at the time at which its frame is shown.",
+        "left edge of each thumbnail stands at the time at which its frame is shown. With --augment the clip before "
+        "and after augmentation, and what was drawn. The text names transforms of avloader.augment as in Python, with "
+        "commas between several; where one takes a bank of sounds it has the path of a file or folder.",
         "avloader preview manifests/train --output preview.png",
         "avloader preview manifests/train --output row7.png --row 7 --frames 12 --stride 2 --width 2400",
+        "avloader preview manifests/train --output noisy.png --augment \"AddBackgroundNoise('noises'), Gain(p=1)\"",
+        'avloader preview manifests/train --output fast.png --augment "JointSpeed(p=1), RandomCrop(112)" --epoch 3',
     )
     preview.add_argument("manifest", metavar="MANIFEST", help="a manifest folder")
     preview.add_argument("--output", required=True, metavar="PNG", help="picture to write")
@@ -174,6 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument(
         "--stride", type=_positive, default=1, metavar="N", help="source frames from one to the next (default: 1)"
     )
+    preview.add_argument("--augment", metavar="TEXT", help='transforms such as "Gain(p=1), HorizontalFlip(p=1)"')
+    preview.add_argument("--seed", type=_count, default=0, metavar="N", help="of what is drawn (default: 0)")
+    preview.add_argument("--epoch", type=_count, default=0, metavar="N", help="of what is drawn (default: 0)")
     preview.add_argument("--width", type=_positive, default=1600, metavar="PIXELS", help="600 to 8000 (default: 1600)")
     preview.add_argument("--height", type=_positive, metavar="PIXELS", help="400 to 8000 (default: as the frames need)")
 
@@ -436,10 +443,20 @@ def _preview(arguments: argparse.Namespace) -> int:
     manifest = Manifest.open(arguments.manifest)
     with _busy("drawing"):
         try:
-            clip = preview.read_clip(manifest, arguments.row, num_frames=arguments.frames, stride=arguments.stride)
+            shown = {"num_frames": arguments.frames, "stride": arguments.stride}
+            clip = preview.read_clip(manifest, arguments.row, **shown)
         except AVLoaderError as error:
             raise error.at_row(arguments.row) from error
-        preview.save(preview.draw_clip(clip, width=arguments.width, height=arguments.height), arguments.output)
+        pair = None
+        if arguments.augment is not None:
+            from avloader.augment.text import parse_augment
+
+            node = parse_augment(arguments.augment, sample_rate=clip.sample_rate)
+            drawn = {"seed": arguments.seed, "epoch": arguments.epoch}
+            pair = preview.augment_clip(manifest, arguments.row, node, **shown, **drawn)
+        size = {"width": arguments.width, "height": arguments.height}
+        figure = preview.draw_clip(clip, **size) if pair is None else preview.draw_pair(pair, **size)
+        preview.save(figure, arguments.output)
     if arguments.json:
         _print_json(
             {
@@ -447,6 +464,7 @@ def _preview(arguments: argparse.Namespace) -> int:
                 "row": arguments.row,
                 "frame_seconds": clip.frame_seconds.tolist(),
                 "audio_start_seconds": clip.audio_start_seconds,
+                **({} if pair is None else {"augmentation": list(pair.drawn)}),
             }
         )
     else:

@@ -120,4 +120,5 @@ class Feed:
             num_samples=num_samples + sum(self.context),
             sample_rate=self.sample_rate,
             before=self.context[0],
+            speed=clip.speed,
         )

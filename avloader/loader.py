@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from avloader.augment.base import Node
-from avloader.augment.clips import ClipAugment
+from avloader.augment.clips import ClipAugment, ClipSpeeds
 from avloader.decoding import (
     Decode,
     Decoding,
@@ -31,7 +31,7 @@ from avloader.decoding import (
 )
 from avloader.engine import Delivered, Engine, ReaderOptions
 from avloader.errors import AVLoaderError, ManifestError
-from avloader.features import Feature, MelSpectrogram
+from avloader.features import Feature, MelSpectrogram, Segments
 from avloader.feed import Feed, PlannedBatch
 from avloader.manifest import Manifest, Streams
 from avloader.offsets import OffsetRule
@@ -254,7 +254,8 @@ class AVLoader:
         features: One of the features of sound such as `MelSpectrogram`, or None for sound only.
         clips: Windows of a row: "all", "first", "center", "random".
         augment: A transform of `avloader.augment` or a group of them, keyed by `seed`, the epoch and the clip: sound
-            before its features, pictures before they are normalized. What would break sync is refused.
+            before its features, pictures before they are normalized, features. What would break sync is refused.
+            `JointSpeed` changes which frames and sound are read.
         shuffle: Another order in each epoch.
         bucket: So many clips of similar length follow one another, the others in the order that `shuffle` says; best a
             multiple of ``batch_size * world_size``. For ``streams="audio"`` and ``audio_seconds=None``. None: any
@@ -346,6 +347,9 @@ class AVLoader:
             raise ValueError(f'offsets={offsets!r} puts sound out of sync with pictures: it needs streams="both"')
         if streams != "audio" and bucket is not None:
             raise ValueError(f'bucket={bucket!r} is for clips that last differently: it needs streams="audio"')
+        speeds = ClipSpeeds.of(augment, seed=seed)
+        if streams != "both" and speeds is not None:
+            raise ValueError(f'{speeds!r} plays sound and pictures faster or slower together: it needs streams="both"')
         self._streams: Streams = streams
         self._options: PlanOptions | SoundOptions
         if streams == "audio":
@@ -364,6 +368,7 @@ class AVLoader:
                 audio_grid=Fraction(features.grid, sample_rate) if features is not None and features.grid else None,
                 random_crop=crop == "random",
                 with_sound=streams == "both",
+                speeds=speeds,
             )
         self._size = _checked_size(size)
         self._picture = PictureOptions(
@@ -442,8 +447,9 @@ class AVLoader:
                 resources.stop_run()
                 if resources.engine is None:
                     resources.engine = self._make_engine(plan)
-                pictures = _PictureAugment(self._augment, self._normalize) if self._augments_pictures else None
-                finishing = _Finishing(pictures, self._features)
+                is_after = self._augment is not None and (self._augment.has_pictures or self._augment.has_features)
+                after = _AfterGraph(self._augment, self._normalize) if is_after else None
+                finishing = _Finishing(after, self._features)
                 batches = feed.batches(plan, start)
                 run = resources.run = _Run(resources.engine, batches, (epoch, start), self._device, finishing)
             is_whole = False
@@ -560,7 +566,7 @@ class AVLoader:
         fps = None
         if plan.clip_seconds is not None and options.audio_from == "clip":
             fps = float(options.num_frames / plan.clip_seconds)
-        return ClipAugment(
+        made = ClipAugment(
             augment,
             seed=options.seed,
             num_frames=options.num_frames,
@@ -568,6 +574,9 @@ class AVLoader:
             with_sound=options.with_sound,
             color=self._picture.color,
         )
+        if made.has_features and (self._features is None or isinstance(self._features, Segments)):
+            raise ValueError(f"SpecAugment needs features= that give one spectrogram a clip, not {self._features!r}")
+        return made
 
     def _check_features(self, plan: EpochPlan) -> None:
         if self._features is None:
@@ -618,9 +627,13 @@ class AVLoader:
         options = self._options
         if isinstance(options, SoundOptions):
             return ReaderOptions(0, 1, rearrange=False, timeout=_READER_TIMEOUT)
-        if options.fps is None:
+        fastest = Fraction(1) if options.speeds is None else max(options.speeds.factors)
+        if options.fps is not None:
+            span = longest_span(self.manifest, options.num_frames, options.stride, options.fps / fastest)
+        elif options.speeds is not None:
+            span = 1 + math.ceil((options.num_frames - 1) * options.stride * fastest)
+        else:
             return ReaderOptions(options.num_frames, options.stride, rearrange=False, timeout=_READER_TIMEOUT)
-        span = longest_span(self.manifest, options.num_frames, options.stride, options.fps)
         return ReaderOptions(span, 1, rearrange=True, timeout=_READER_TIMEOUT)
 
     def _feed(self, plan: EpochPlan) -> Feed:
@@ -745,36 +758,43 @@ def _batch(
         return None
     if len(kept) < len(clips):
         tensors = {name: tensor[kept] for name, tensor in tensors.items()}
-    facts = _facts(planned, delivered, kept, finishing.features, None if stream is None else stream.device)
+    reads = [planned.reads[place] for place in kept]
+    lengths = _lengths(delivered, reads)
+    hops = [] if finishing.features is None else [_hops(finishing.features, length) for length in lengths]
+    facts = _facts(planned, delivered, kept, lengths, hops, None if stream is None else stream.device)
     drawn: dict[str, dict[str, torch.Tensor]] = {}
     for key, column in tensors.items():
         if key.startswith(AUGMENTATION):
             _, name, own = key.split("\n")
             drawn.setdefault(name, {})[own] = column
-    frames = tensors.get("frames")
-    if finishing.pictures is not None and frames is not None:
-        frames, more = finishing.pictures(frames, [planned.reads[place] for place in kept])
-        for name, columns in more.items():
+    frames, spectrogram = tensors.get("frames"), tensors.get("spectrogram")
+    if finishing.augment is not None:
+        frames, of_frames = finishing.augment.pictures(frames, reads)
+        spectrogram, of_spectrogram = finishing.augment.features(spectrogram, reads, hops)
+        for name, columns in (*of_frames.items(), *of_spectrogram.items()):
             drawn[name] = drawn.get(name, {}) | columns
     return AVBatch(
         frames=frames,
         audio=tensors.get("audio"),
-        spectrogram=tensors.get("spectrogram"),
+        spectrogram=spectrogram,
         augmentation=drawn or None,
         **facts,
     )
 
 
-class _PictureAugment:
-    """What happens to pictures after the graph: they are augmented, then normalized."""
+class _AfterGraph:
+    """What happens after the graph: pictures are augmented, then normalized; spectrograms are augmented."""
 
     def __init__(self, augment: ClipAugment | None, normalize: Normalize) -> None:
         assert augment is not None
         self._augment, self._normalize = augment, normalize
 
-    def __call__(
-        self, frames: torch.Tensor, clips: Sequence[ClipRead]
-    ) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+    def pictures(
+        self, frames: torch.Tensor | None, clips: Sequence[ClipRead]
+    ) -> tuple[torch.Tensor | None, dict[str, dict[str, torch.Tensor]]]:
+        """The pictures, and what was drawn."""
+        if frames is None or not self._augment.has_pictures:
+            return frames, {}
         frames, drawn = self._augment.pictures(frames, clips)
         if self._normalize is None:
             return frames, drawn
@@ -784,17 +804,25 @@ class _PictureAugment:
             mean, std = (torch.tensor(values, device=frames.device).view(1, 1, -1, 1, 1) for values in self._normalize)
         return (frames - mean).div_(std), drawn
 
+    def features(
+        self, spectrogram: torch.Tensor | None, clips: Sequence[ClipRead], num_hops: Sequence[int]
+    ) -> tuple[torch.Tensor | None, dict[str, dict[str, torch.Tensor]]]:
+        """The spectrograms, each of so many hops, and what was drawn."""
+        if spectrogram is None or not self._augment.has_features:
+            return spectrogram, {}
+        return self._augment.features(spectrogram, clips, num_hops)
+
 
 @dataclass(frozen=True, slots=True)
 class _Finishing:
     """What makes a batch of what leaves the graph.
 
     Attributes:
-        pictures: What happens to pictures; None: nothing.
+        augment: What happens to pictures and spectrograms; None: nothing.
         features: What was made of the sound.
     """
 
-    pictures: _PictureAugment | None
+    augment: _AfterGraph | None
     features: Feature | None
 
 
@@ -813,7 +841,8 @@ def _facts(
     planned: PlannedBatch,
     delivered: Delivered,
     kept: Sequence[int],
-    features: Feature | None,
+    lengths: Sequence[int],
+    hops: Sequence[int],
     device: torch.device | None,
 ) -> dict[str, torch.Tensor]:
     """What a batch says of its clips: views of one block of memory, so that one copy brings all to the device."""
@@ -829,13 +858,9 @@ def _facts(
         columns["audio_start_seconds"] = np.array([float(sound.start_seconds) for sound in sounds])
         columns["audio_valid"] = np.array([_delivered_range(delivered, place) for place in kept], np.int64)
         columns["audio_row"] = np.array([clip.audio_row for clip in clips], np.int64)
-        num_samples = delivered.tensors["audio"].shape[1]
-        # Where more is read than is delivered, for the features, no clip is shorter than the others.
-        lengths = [min(sound.num_samples, num_samples) for sound in sounds]
         columns["audio_length"] = np.array(lengths, np.int64)
-        if features is not None:
-            hops = {length: _hops(features, length) for length in set(lengths)}
-            columns["spectrogram_length"] = np.array([hops[length] for length in lengths], np.int64)
+        if hops:
+            columns["spectrogram_length"] = np.array(hops, np.int64)
     if sounds and with_pictures:
         columns["offset_seconds"] = np.array([_offset(clip) for clip in clips])
     if clips[0].sync_label is not None:
@@ -850,6 +875,15 @@ def _facts(
     return facts
 
 
+def _lengths(delivered: Delivered, reads: Sequence[ClipRead]) -> list[int]:
+    """Delivered samples of each clip; none of clips without sound."""
+    # Where more is read than is delivered, for the features, no clip is shorter than the others.
+    return [
+        min(read.sound.num_samples, delivered.tensors["audio"].shape[1]) for read in reads if read.sound is not None
+    ]
+
+
+@functools.lru_cache
 def _hops(features: Feature, num_samples: int) -> int:
     return features.num_hops(num_samples) if features.is_enough(num_samples) else 0
 

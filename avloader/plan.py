@@ -57,6 +57,17 @@ _ROWS = 1 << 20  # rows whose clips are counted at a time
 _Int64 = npt.NDArray[np.int64]
 
 
+class Speeds(Protocol):
+    """Chooses how fast clips play: `avloader.augment.JointSpeed` in a chain."""
+
+    @property
+    def factors(self) -> Sequence[Fraction]:
+        """All speeds that a clip can have."""
+
+    def choose(self, rows: _Int64, starts: _Int64, epoch: int) -> _Int64:
+        """Which of them the clips have that begin with frames `starts` of `rows`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
     """What decides which clips an epoch holds; validated on construction.
@@ -77,6 +88,8 @@ class PlanOptions:
             than this before it; None: anywhere.
         random_crop: Draw where the pictures of each clip are cropped, another place in each epoch.
         with_sound: Whether clips have sound; without, they may last differently.
+        speeds: How fast each clip plays: its frames and its sound are taken from that many times as long a stretch.
+            None: all at the medium's own speed.
 
     Raises:
         TypeError, ValueError: If an option is not what is said above.
@@ -94,6 +107,7 @@ class PlanOptions:
     audio_grid: Fraction | None = None
     random_crop: bool = False
     with_sound: bool = True
+    speeds: Speeds | None = None
 
     def __post_init__(self) -> None:
         check_integer("num_frames", self.num_frames, 1)
@@ -117,6 +131,10 @@ class PlanOptions:
                 f'clips={self.clips!r} does not go with FixedOffsets, whose table names the clips: use "all"'
             )
 
+        if self.speeds is not None and (self.offsets is not None or self.audio_from != "clip"):
+            other = f"offsets={self.offsets!r}" if self.offsets is not None else f"audio_from={self.audio_from!r}"
+            raise ValueError(f"JointSpeed does not go with {other}, which counts seconds of the medium: leave one out")
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -134,6 +152,7 @@ class Clip:
         sync_label: What the offset rule calls it; None without a rule.
         crop: Two random numbers below 2**32: how far down and across the pictures are cropped.
         sound_seconds: How long the sound lasts, of a clip of sound alone; None: as long as the plan says.
+        speed: So many seconds of the medium play in one.
     """
 
     position: int
@@ -148,6 +167,7 @@ class Clip:
     sync_label: int | tuple[int, ...] | None
     crop: tuple[int, int] = (0, 0)
     sound_seconds: Fraction | None = None
+    speed: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +265,8 @@ class Plan(EpochPlan):
     `fps` its last instant lies no later than half a frame after the row's last frame. "all" starts a window every
     num_frames * stride source frames, or at the frame nearest to num_frames * stride / fps after the window before it
     (one frame later at least); "center" leaves as many starts before it as after it, or one less. A rule of offsets
-    may leave out starts from which the sound could not be moved as far (see `avloader.offsets`).
+    may leave out starts from which the sound could not be moved as far (see `avloader.offsets`). Where clips play at
+    several speeds, a window is one that lies in its row at the greatest of them.
 
     Attributes:
         manifest: The manifest.
@@ -284,10 +305,14 @@ class Plan(EpochPlan):
             raise _mixed_rates(manifest)
 
         self._spacing = _Spacing(manifest, options)
-        self._room = _Room(self._spacing, options, max(self.clip_seconds or sound, sound))
+        # Whichever speed is drawn later, the window lies in its row.
+        speeds = () if options.speeds is None else options.speeds.factors
+        self._at_speed = [_Spacing(manifest, options, factor) for factor in speeds]
+        self._widest = max(zip(speeds, self._at_speed, strict=True))[1] if speeds else self._spacing
+        self._room = _Room(self._widest, options, max(self.clip_seconds or sound, sound))
         is_short, self._ends = self._count_clips()
         short = np.flatnonzero(is_short)
-        self.short_rows = _ShortRows(self._spacing, self._room, short)
+        self.short_rows = _ShortRows(self._widest, self._room, short)
         # Where every row has its clip, clip and row are the same number.
         self._rows: _Int64 | None = None if self._ends is not None or not len(short) else np.flatnonzero(~is_short)
         self._num_clips = len(manifest) - len(short) if self._ends is None else int(self._ends[-1])
@@ -356,14 +381,26 @@ class Plan(EpochPlan):
             sounds.frames,
             induced.ticks,
         )
-        frames = map(tuple, spacing.frames(rows, starts).tolist())
+        frames, speeds = self._frames(rows, starts)
         facts = zip(*(column.tolist() for column in columns), strict=True)
         return [
-            self._clip(position, shown, label, place, induced.unit, *each)
-            for position, shown, label, place, each in zip(
-                positions, frames, self._sync_labels(induced), self._places(rows, starts), facts, strict=True
+            self._clip(position, shown, speed, label, place, induced.unit, *each)
+            for position, shown, speed, label, place, each in zip(
+                positions, frames, speeds, self._sync_labels(induced), self._places(rows, starts), facts, strict=True
             )
         ]
+
+    def _frames(self, rows: _Int64, starts: _Int64) -> tuple[Iterable[tuple[int, ...]], list[Fraction]]:
+        """The frames of the clips that begin with the frames `starts` of `rows`, and how fast they play."""
+        rule = self.options.speeds
+        if rule is None:
+            return map(tuple, self._spacing.frames(rows, starts).tolist()), [Fraction(1)] * len(rows)
+        chosen = rule.choose(rows, starts, self.epoch)
+        frames = np.empty((len(rows), self.options.num_frames), np.int64)
+        for number in np.unique(chosen).tolist():
+            places = np.flatnonzero(chosen == number)
+            frames[places] = self._at_speed[number].frames(rows[places], starts[places])
+        return map(tuple, frames.tolist()), [rule.factors[number] for number in chosen.tolist()]
 
     def _bits(self, items: _Int64, purpose: keyed.Purpose) -> npt.NDArray[np.uint64]:
         return keyed.bits(items, seed=self.options.seed, epoch=self.epoch, purpose=purpose)
@@ -409,6 +446,7 @@ class Plan(EpochPlan):
         self,
         position: int,
         frames: tuple[int, ...],
+        speed: Fraction,
         sync_label: int | tuple[int, ...] | None,
         place: _Place,
         unit: Fraction,
@@ -434,12 +472,13 @@ class Plan(EpochPlan):
             media_id=media_id,
             audio_id=audio_id,
             frames=frames,
-            audio_start=self._placed(sound, audio_row, sound_frame, place) - Fraction(av_offset_ns, 10**9),
+            audio_start=self._placed(sound, audio_row, sound_frame, place, speed) - Fraction(av_offset_ns, 10**9),
             offset_seconds=sound - start if audio_row == row else None,
             label=label,
             audio_row=audio_row,
             sync_label=sync_label,
             crop=place.crop,
+            speed=speed,
         )
 
     def _places(self, rows: _Int64, starts: _Int64) -> list[_Place]:
@@ -459,7 +498,7 @@ class Plan(EpochPlan):
             lead = keyed.below(np.full(num_clips, room + 1), draws).tolist()
         return [_Place(pair, each) for pair, each in zip(zip(down, across, strict=True), lead, strict=True)]
 
-    def _placed(self, sound: Fraction, row: int, frame: int, place: _Place) -> Fraction:
+    def _placed(self, sound: Fraction, row: int, frame: int, place: _Place, speed: Fraction) -> Fraction:
         """Media time at which the sound begins that would begin at `sound`, near the frame `frame` of `row`."""
         options = self.options
         if options.audio_from == "clip" and options.audio_grid is None:
@@ -469,7 +508,7 @@ class Plan(EpochPlan):
             sound -= times.seconds(frame) - times.seconds(int(self.manifest.first_frame[row]))
         sound -= Fraction(place.lead, _PLACES_PER_SECOND)
         if options.audio_grid is not None:
-            sound -= (sound - times.start_seconds) % options.audio_grid
+            sound -= (sound - times.start_seconds) % (options.audio_grid * speed)
         return sound
 
     def _make_order(self) -> _Int64 | None:
@@ -680,19 +719,19 @@ class _Spacing:
 
     Where frames are evenly spaced, a window that starts at frame s takes the frames s + offset[k], and the next one
     starts at s + step, the same for all media of a kind: arithmetic on columns. Only `fps` on uneven frames needs their
-    table.
+    table. At another speed than 1 the frames of a window lie that many times as far apart.
     """
 
-    def __init__(self, manifest: Manifest, options: PlanOptions) -> None:
+    def __init__(self, manifest: Manifest, options: PlanOptions, speed: Fraction = Fraction(1)) -> None:
         self.manifest = manifest
         self._num_frames = options.num_frames
         self._instant_seconds: Fraction | None = None
         self._kind: _Int64 | None = None
         if options.fps is None:
-            self._periods: list[Fraction | None] = [Fraction(options.stride)]
+            self._periods: list[Fraction | None] = [options.stride * speed]
         else:
             rates = manifest.media_rates
-            self._instant_seconds = options.stride / options.fps
+            self._instant_seconds = options.stride / options.fps * speed
             self._periods = [None if frame is None else self._instant_seconds / frame for frame in rates.frame_seconds]
             self._kind = rates.kind
         self._is_uneven = np.array([period is None for period in self._periods])

@@ -85,6 +85,7 @@ class SoundWindow:
         num_samples: Samples to read.
         sample_rate: At this rate.
         before: So many of them lie before `start`: what the feature of the sound sees around it.
+        speed: So many seconds of the medium play in one.
     """
 
     media: MediaInfo
@@ -93,16 +94,24 @@ class SoundWindow:
     num_samples: int
     sample_rate: int
     before: int = 0
+    speed: Fraction = Fraction(1)
 
     @classmethod
     def at(
-        cls, media: MediaInfo, start: Fraction, *, num_samples: int, sample_rate: int, before: int = 0
+        cls,
+        media: MediaInfo,
+        start: Fraction,
+        *,
+        num_samples: int,
+        sample_rate: int,
+        before: int = 0,
+        speed: Fraction = Fraction(1),
     ) -> SoundWindow:
         """The window whose sound begins at the native sample nearest to media time `start`."""
         if media.audio is None:
             raise DecodeError("the medium has no sound", path=media.path, remedy="Build the manifest again")
         first = seconds_to_samples(start - media.audio.start_seconds, media.audio.sample_rate)
-        return cls(media, media.audio, first, num_samples, sample_rate, before)
+        return cls(media, media.audio, first, num_samples, sample_rate, before, speed)
 
     @property
     def start_seconds(self) -> Fraction:
@@ -126,6 +135,7 @@ class ReadTask:
         num_samples, sample_rate: The sound to read.
         before: Samples of it before `start`.
         corner: (top, left) of what is cut out of the pictures.
+        speed: So many seconds of the medium play in one: numerator and denominator.
     """
 
     row: int
@@ -138,6 +148,7 @@ class ReadTask:
     sample_rate: int
     before: int = 0
     corner: tuple[int, int] = (0, 0)
+    speed: tuple[int, int] = (1, 1)
 
     def __reduce__(self) -> tuple[type[ReadTask], tuple[object, ...]]:  # three times as fast as that of a dataclass
         return ReadTask, (
@@ -151,6 +162,7 @@ class ReadTask:
             self.sample_rate,
             self.before,
             self.corner,
+            self.speed,
         )
 
 
@@ -301,7 +313,10 @@ def _read_sound(task: ReadTask, info: AudioInfo, reader: AudioReader, out: npt.N
     Returns:
         The half-open range of them that exist in the medium; the others are zero but for the filter's reach.
     """
-    native_rate, rate = info.sample_rate, task.sample_rate
+    # At another speed the medium's rate counts as that much higher; only the quotient of both rates matters.
+    native_rate, rate = (
+        rate * part for rate, part in zip((info.sample_rate, task.sample_rate), task.speed, strict=True)
+    )
     if native_rate == rate:
         return reader.read(task.start - task.before, task.start - task.before + task.num_samples, out=out)[1]
     margin = resample_margin(native_rate, rate)
@@ -384,13 +399,14 @@ class ClipRead:
         """What a worker is to read of it into `slot`."""
         frames, frame_pts, sound = None, (), self.sound
         wanted: tuple[bytes | None, int, int, int, int] = (None, 0, 0, 1, 0)
+        speed = 1, 1
         if sound is not None:
-            source = _sound_source(sound.media)
+            source, speed = _sound_source(sound.media), sound.speed.as_integer_ratio()
             wanted = source, sound.start, sound.num_samples, sound.sample_rate, sound.before
         if with_frames:
             frames = _frame_source(self.media)
             frame_pts = tuple(self.video.times.pts_of(self.frames).tolist())
-        return ReadTask(self.row, slot, frames, frame_pts, *wanted, self.corner)
+        return ReadTask(self.row, slot, frames, frame_pts, *wanted, self.corner, speed)
 
 
 @functools.lru_cache(_KNOWN_MEDIA)

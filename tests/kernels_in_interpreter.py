@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import torch
 
-from avloader.augment import SoundBank, kernels
+from avloader.augment import SoundBank, kernels, loops
 from avloader.augment.base import Rows
 from avloader.augment.convolve import convolve
 from avloader.augment.energy import Energy, bits_for, energy
@@ -35,15 +35,19 @@ def check_energy() -> None:
 
 def gathered() -> tuple[torch.Tensor, torch.Tensor]:
     first, length = (torch.from_numpy(places[name]) for name in ("first", "length"))
-    samples, offset = torch.from_numpy(bank._samples), torch.from_numpy(host["offset"])
+    samples, offset = torch.from_numpy(bank.samples), torch.from_numpy(host["offset"])
     return kernels.gather(samples, first, length, offset, start, stop, N)
 
 
 def check_gather() -> None:
-    expected, sums = bank.spans(host, {}, N, torch.device("cpu"))
+    expected, ones, nothing = np.empty((4, N), np.float32), np.ones(4, np.float32), np.zeros((4, N), np.float32)
+    spans = (places["first"], places["length"], host["offset"], host["start"], host["stop"])
+    loops.mix_span(nothing, ones, bank.samples, *spans, ones, np.empty_like(nothing), expected)
     got, got_sums = gathered()
-    assert torch.equal(got, expected)
-    assert torch.equal(got_sums, sums)
+    assert np.array_equal(got.numpy(), expected)
+    sums = np.empty(4, np.int64)
+    loops.span_energies(bank.samples, *spans, sums)
+    assert got_sums.tolist() == sums.tolist()
 
 
 def check_add_noise() -> None:

@@ -18,6 +18,7 @@ from avloader.augment import (
     ApplyImpulseResponse,
     BandPassFilter,
     BandStopFilter,
+    BitCrush,
     Clip,
     ClipKeys,
     ClippingDistortion,
@@ -38,6 +39,7 @@ from avloader.augment import (
     TanhDistortion,
     TimeMask,
 )
+from avloader.augment.base import augment_features
 from avloader.augment.keys import white_noise
 from avloader.augment.quantiles import normal_quantiles
 
@@ -78,6 +80,7 @@ TRANSFORMS: dict[str, Callable[[], Node]] = {
     "band stop": lambda: BandStopFilter(p=0.7),
     "room": lambda: ApplyImpulseResponse(ROOMS, p=0.7),
     "clip": lambda: Clip(a_min=-0.1, a_max=0.1, p=0.7),
+    "crush": lambda: BitCrush(p=0.7),
     "clipping": lambda: ClippingDistortion(p=0.7),
     "tanh": lambda: TanhDistortion(p=0.7),
     "mask": lambda: TimeMask(p=0.7),
@@ -239,6 +242,50 @@ def test_gain_and_polarity_are_their_formulas(device: str) -> None:
     assert decibels.max() <= 12
     factor = torch.where(inverted, -1, 1) * 10 ** (decibels / 20)
     torch.testing.assert_close(result.double(), audio.double() * factor[:, None], rtol=2e-7, atol=0)
+
+
+@on_every_device
+def test_clip_and_bit_crush_are_their_formulas(device: str) -> None:
+    audio, lengths = sounds(32)
+    result, _ = run(Clip(p=1, a_min=-0.02, a_max=0.3), audio, device, lengths=lengths)
+    assert np.array_equal(result.numpy()[lengths > 0], np.clip(audio.numpy(), -0.02, 0.3)[lengths > 0])
+    audio[:, 0] = 0.0
+    result, parameters = run(BitCrush(p=1, min_bit_depth=3, max_bit_depth=12), audio, device, lengths=lengths)
+    depths = parameters["BitCrush"]["bit_depth"].numpy()
+    assert set(depths[lengths > 0]) <= set(range(3, 13))
+    for row in np.flatnonzero(lengths > 0):
+        steps = np.float32(2 ** depths[row] / 2 + 1)
+        np.testing.assert_allclose(result[row].numpy(), np.round(audio[row].numpy() * steps) / steps, rtol=2e-7)
+
+
+def clicks(num_samples: int = 20_000) -> tuple[torch.Tensor, list[int]]:
+    """A click in each of 32 clips, and where."""
+    places = np.linspace(1000, num_samples - 1000, 32).astype(int).tolist()
+    audio = torch.full((32, num_samples), 1e-3)  # so that percentiles and levels are those of sound, not of silence
+    audio[torch.arange(32), torch.tensor(places)] = 0.9
+    return audio, places
+
+
+@on_every_device
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "all"])
+def test_a_click_stays_at_its_sample(name: str, device: str) -> None:
+    audio, places = clicks()
+    result, parameters = run(TRANSFORMS[name](), audio, device)
+    (columns,) = parameters.values()
+    assert columns["active"].any()
+    for row, place in enumerate(places):
+        if name == "mask" and int(columns["t0"][row]) <= place < int(columns["t0"][row] + columns["t"][row]):
+            continue
+        near = result[row, place - 200 : place + 201].abs()
+        assert near[200] == near.max()
+
+
+@on_every_device
+@every_transform
+def test_the_same_draws_give_the_same_bits_again(make: Callable[[], Node], device: str) -> None:
+    audio, lengths = sounds(8, 6007)
+    one, other = (run(make(), audio, device, lengths=lengths, seed=2, epoch=7)[0] for _ in range(2))
+    assert torch.equal(one, other)
 
 
 @on_every_device
@@ -527,7 +574,7 @@ def test_spec_augment_masks_what_it_drew(device: str, value: Any) -> None:
     keys = ClipKeys(np.arange(16) + 9)
     node = SpecAugment(n_freq_masks=2, freq_mask_param=12, time_mask_param=60, max_time_part=0.3, value=value, p=0.8)
     result = node(spectrogram.to(device), keys=keys, num_hops=hops).cpu()
-    drawn = node.masks(keys, 40, hops)
+    drawn = augment_features(node, spectrogram, keys=keys, num_hops=hops)[1]["SpecAugment"]
     hit = 0
     for row in range(16):
         expected = spectrogram[row].clone()

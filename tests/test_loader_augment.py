@@ -25,6 +25,7 @@ from avloader.augment import (
     RandomCrop,
     Shift,
     SoundBank,
+    SpecAugment,
 )
 from avloader.loader import AVBatch
 
@@ -115,19 +116,20 @@ def test_a_clip_is_the_same_however_the_loader_runs(manifest: Manifest, device: 
     assert_same(one, batches(manifest, device=device, augment=whole_chain(), **options))
 
 
-def test_a_clip_is_the_same_on_any_rank_and_after_a_resume(manifest: Manifest) -> None:
-    one = batches(manifest, augment=whole_chain())
-    ranks = [batches(manifest, augment=whole_chain(), rank=rank, world_size=2) for rank in (0, 1)]
+@on_both
+def test_a_clip_is_the_same_on_any_rank_and_after_a_resume(manifest: Manifest, device: str) -> None:
+    one = batches(manifest, device=device, augment=whole_chain())
+    ranks = [batches(manifest, device=device, augment=whole_chain(), rank=rank, world_size=2) for rank in (0, 1)]
     assert_same(one, ranks[0] + ranks[1])
     options: dict[str, Any] = {"batch_size": 3, "num_frames": 8, "size": (36, 64), "normalize": None, "features": MEL}
-    options |= {"device": "cpu", "num_workers": 1, "seed": 5, "augment": whole_chain()}
+    options |= {"device": device, "num_workers": 1, "seed": 5, "augment": whole_chain()}
     with AVLoader(manifest, **options) as loader:
-        started = [batch for _, batch in zip(range(2), loader, strict=False)]
+        started = [batch.to("cpu") for _, batch in zip(range(2), loader, strict=False)]
         state = loader.state_dict()
     with AVLoader(manifest, **options) as loader:
         loader.load_state_dict(state)
-        assert_same(one, started + list(loader))
-        assert not torch.equal(next(iter(loader)).audio, one[0].audio), "the next epoch draws anew"
+        assert_same(one, started + [batch.to("cpu") for batch in loader])
+        assert not torch.equal(next(iter(loader)).audio.cpu(), one[0].audio), "the next epoch draws anew"
 
 
 @on_both
@@ -165,6 +167,31 @@ def test_a_mask_of_both_hides_the_sound_of_the_frames_that_it_hides(manifest: Ma
             assert batch.audio[place, : 640 * first].any() or first == 0
 
 
+@on_both
+def test_spectrograms_are_masked_after_they_are_made(manifest: Manifest, device: str) -> None:
+    augment = Compose([Gain(p=1), SpecAugment(time_mask_param=20, freq_mask_param=6, value=-3.0, p=0.8)])
+    plain = batches(manifest, device=device, augment=Compose([Gain(p=1)]))
+    hit = 0
+    for before, after in zip(plain, batches(manifest, device=device, augment=augment), strict=True):
+        assert torch.equal(after.frames, before.frames)
+        assert torch.equal(after.audio, before.audio)
+        assert after.augmentation is not None
+        assert before.spectrogram is not None
+        assert after.spectrogram is not None
+        drawn = after.augmentation["SpecAugment"]
+        for place in range(len(before)):
+            expected = before.spectrogram[place].clone()
+            for first, width in zip(drawn["time_start"][place], drawn["time_width"][place], strict=True):
+                expected[:, first : first + width] = -3
+            for first, width in zip(drawn["freq_start"][place], drawn["freq_width"][place], strict=True):
+                expected[first : first + width] = -3
+            assert torch.equal(after.spectrogram[place], expected)
+            hit += not torch.equal(expected, before.spectrogram[place])
+    assert hit > len(plain)
+    again = batches(manifest, device=device, augment=augment, batch_size=7, shuffle=True)
+    assert_same(again, batches(manifest, device=device, augment=augment, batch_size=1))
+
+
 def test_what_cannot_be_kept_in_step_is_refused(manifest: Manifest) -> None:
     with pytest.raises(ValueError, match="Shift cannot be applied to clips with pictures: it moves sound in time"):
         AVLoader(manifest, batch_size=2, augment=Compose([Gain(), Shift()]))
@@ -172,6 +199,8 @@ def test_what_cannot_be_kept_in_step_is_refused(manifest: Manifest) -> None:
         AVLoader(manifest, batch_size=2, augment=ColorJitter(), color="grey", normalize=None)
     with pytest.raises(ValueError, match="AVTimeMask needs frames that are evenly spaced and sound that begins"):
         AVLoader(manifest, batch_size=2, augment=AVTimeMask(), audio_from="row", audio_seconds=1)
+    with pytest.raises(ValueError, match="SpecAugment needs features= that give one spectrogram a clip, not None"):
+        AVLoader(manifest, batch_size=2, augment=SpecAugment(), features=None)
     with pytest.raises(TypeError, match="augment='noise' must be a transform"):
         AVLoader(manifest, batch_size=2, augment="noise")  # type: ignore[arg-type]
 

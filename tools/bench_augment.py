@@ -135,7 +135,7 @@ def cases(
             is_changed,
         ),
         "AddBackgroundNoise": (augment.AddBackgroundNoise(bank, p=1), has_snr(3, 30)),
-        "AddColorNoise": (augment.AddColorNoise(p=1), has_snr(5, 40)),
+        "AddColorNoise": (augment.AddColorNoise(p=1), is_noisy(5, 40)),
         "Gain": (augment.Gain(p=1), is_scaled(10 ** (-12 / 20), 10 ** (12 / 20))),
         "GainTransition": (augment.GainTransition(p=1), is_changed),
         "PolarityInversion": (augment.PolarityInversion(p=1), is_scaled(-1, -1)),
@@ -377,6 +377,19 @@ def has_snr(low: float, high: float) -> Callable[[Batch, Batch], str]:
         snr = 10 * torch.log10(energies[0] / energies[1])
         lowest, highest = float(snr.min()), float(snr.max())
         return "" if low - 0.01 < lowest <= highest < high + 0.01 else f"SNR {lowest:.1f} to {highest:.1f} dB"
+
+    return check
+
+
+def is_noisy(low: float, high: float) -> Callable[[Batch, Batch], str]:
+    """`has_snr`, and what was added does not repeat itself every second."""
+    snr = has_snr(low, high)
+
+    def check(before: Batch, after: Batch) -> str:
+        noise = (after - before).double()
+        alike = (noise[:, RATE:] * noise[:, :-RATE]).sum(1) / noise.square().sum(1)
+        faults = [snr(before, after), "repeats itself" if float(alike.abs().max()) > 0.5 else ""]
+        return ", ".join(fault for fault in faults if fault)
 
     return check
 

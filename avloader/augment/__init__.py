@@ -18,9 +18,10 @@ from avloader.augment.bank import ImpulseResponseBank, SoundBank
 from avloader.augment.base import Augmented, AugmentedFrames, Node, PictureTransform, Transform
 from avloader.augment.compose import Compose, OneOf, SomeOf
 from avloader.augment.filters import BandPassFilter, BandStopFilter, HighPassFilter, LowPassFilter
-from avloader.augment.joint import AVTimeMask, Reverse, Shift
+from avloader.augment.joint import AVTimeMask, JointSpeed, Reverse, Shift
 from avloader.augment.keys import ClipKeys
 from avloader.augment.level import (
+    BitCrush,
     Clip,
     ClippingDistortion,
     Gain,
@@ -51,6 +52,7 @@ __all__ = [
     "AugmentedFrames",
     "BandPassFilter",
     "BandStopFilter",
+    "BitCrush",
     "Clip",
     "ClipKeys",
     "ClippingDistortion",
@@ -63,6 +65,7 @@ __all__ = [
     "HighPassFilter",
     "HorizontalFlip",
     "ImpulseResponseBank",
+    "JointSpeed",
     "LowPassFilter",
     "Mix",
     "Node",

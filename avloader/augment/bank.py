@@ -19,7 +19,6 @@ __all__ = ["ImpulseResponseBank", "SoundBank"]
 _MOST_BYTES = 2 * 2**30
 _MOST_PART = 0.05  # of the GPU's memory
 _FULL_SCALE = 32767.0
-_BLOCK = 4096  # samples whose energy is known
 
 
 class SoundBank:
@@ -34,6 +33,12 @@ class SoundBank:
         sample_rate: Samples per second, > 0.
         names: What to call them, one each; None: their numbers.
         device_bytes: Most bytes to hold on a GPU; None: 2 GiB or 5 % of its memory, whichever is less.
+
+    Attributes:
+        sample_rate: Samples per second.
+        names: What the sounds are called.
+        length: Samples of each, int64 [shape=(n,)].
+        samples: Those of all, int16, one sound after another.
 
     Raises:
         TypeError, ValueError: An argument is not what is said above.
@@ -58,13 +63,12 @@ class SoundBank:
         self.length = np.array([len(array) for array in arrays], np.int64)
         self._first = np.cumsum(self.length) - self.length
         self._step = np.empty(len(arrays))
-        self._samples = np.empty(int(self.length.sum()), np.int16)
+        self.samples = np.empty(int(self.length.sum()), np.int16)
         for number, array in enumerate(arrays):
             step = float(np.abs(array).max()) / _FULL_SCALE or 1.0
             first = self._first[number]
-            np.rint(array / step, out=self._samples[first : first + len(array)], casting="unsafe")
+            np.rint(array / step, out=self.samples[first : first + len(array)], casting="unsafe")
             self._step[number] = step
-        self._energy = _block_energies(self._samples)
         self._device_bytes = device_bytes
         self._resident: dict[torch.device, torch.Tensor] = {}
 
@@ -96,7 +100,7 @@ class SoundBank:
         return len(self.length)
 
     def __repr__(self) -> str:
-        seconds = len(self._samples) / self.sample_rate
+        seconds = len(self.samples) / self.sample_rate
         return f"SoundBank({len(self)} sounds, {seconds:.1f} s at {self.sample_rate} Hz)"
 
     def step(self, sound: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -106,7 +110,7 @@ class SoundBank:
     def sound(self, number: int) -> npt.NDArray[np.float32]:
         """One sound [shape=(n,)], as it is mixed in."""
         first = self._first[number]
-        samples = self._samples[first : first + self.length[number]]
+        samples = self.samples[first : first + self.length[number]]
         result: npt.NDArray[np.float32] = (samples * self._step[number]).astype(np.float32)
         return result
 
@@ -117,7 +121,7 @@ class SoundBank:
         num_samples: int,
         device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stretches of sounds in whole units, repeated where a sound is shorter.
+        """Stretches of sounds in whole units, repeated where a sound is shorter; on a GPU.
 
         Args:
             host: ``sound``: which one; ``offset``: its sample that stands at ``start``; ``start``, ``stop``: where in
@@ -129,10 +133,6 @@ class SoundBank:
         Returns:
             float32 [shape=(R, N)], and the sums of its squares, int64 [shape=(R,)].
         """
-        if device.type == "cpu":
-            whole = np.zeros((len(host["sound"]), num_samples), np.float32)
-            self._fill(whole, host)
-            return torch.from_numpy(whole), torch.tensor(self._span_energies(host))
         from avloader.augment import kernels
 
         resident = self._on(device)
@@ -149,41 +149,16 @@ class SoundBank:
         """``first`` and ``length`` of sounds, for `spans`."""
         return {"first": self._first[sound], "length": self.length[sound]}
 
-    def _fill(
-        self, out: npt.NDArray[np.float32] | npt.NDArray[np.int16], host: dict[str, npt.NDArray[np.int64]]
-    ) -> None:
+    def _fill(self, out: npt.NDArray[np.int16], host: dict[str, npt.NDArray[np.int64]]) -> None:
         names = ("sound", "offset", "start", "stop")
         for row, (sound, offset, start, stop) in enumerate(zip(*(host[name].tolist() for name in names), strict=True)):
             first, length = int(self._first[sound]), int(self.length[sound])
-            samples = self._samples[first : first + length]
+            samples = self.samples[first : first + length]
             at = start
             while at < stop:
                 count = min(length - offset, stop - at)
                 out[row, at : at + count] = samples[offset : offset + count]
                 at, offset = at + count, 0
-
-    def _span_energies(self, host: dict[str, npt.NDArray[np.int64]]) -> list[int]:
-        """Sums of squares of stretches: whole repetitions of the sound, and what is left at both ends."""
-        sums = []
-        names = ("sound", "offset", "start", "stop")
-        for sound, offset, start, stop in zip(*(host[name].tolist() for name in names), strict=True):
-            first, length = int(self._first[sound]), int(self.length[sound])
-            begin, end = first + offset, first + length
-            count = stop - start
-            head = min(count, end - begin)
-            repeats, tail = divmod(count - head, length)
-            total = self._energy_of(begin, begin + head) + self._energy_of(first, first + tail)
-            sums.append(total + (repeats * self._energy_of(first, end) if repeats else 0))
-        return sums
-
-    def _energy_of(self, first: int, stop: int) -> int:
-        """Sum of squares of samples [first, stop) of the bank."""
-        low, high = -(-first // _BLOCK), stop // _BLOCK
-        if low >= high:
-            return _square_sum(self._samples[first:stop])
-        inner = int(self._energy[high] - self._energy[low])
-        edges = self._samples[first : low * _BLOCK], self._samples[high * _BLOCK : stop]
-        return inner + sum(map(_square_sum, edges))
 
     def _on(self, device: torch.device) -> torch.Tensor | None:
         """The bank on a GPU, if it fits."""
@@ -191,9 +166,9 @@ class SoundBank:
             limit = self._device_bytes
             if limit is None:
                 limit = min(_MOST_BYTES, int(_MOST_PART * torch.cuda.get_device_properties(device).total_memory))
-            if self._samples.nbytes > limit:
+            if self.samples.nbytes > limit:
                 return None
-            self._resident[device] = torch.from_numpy(self._samples).to(device)
+            self._resident[device] = torch.from_numpy(self.samples).to(device)
         return self._resident[device]
 
     def __getstate__(self) -> dict[str, object]:
@@ -271,17 +246,6 @@ class ImpulseResponseBank:
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_resident": {}}
-
-
-def _block_energies(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
-    """Sums of squares of the first k blocks, k = 0, 1, ..."""
-    sums = [_square_sum(samples[first : first + _BLOCK]) for first in range(0, len(samples) - _BLOCK + 1, _BLOCK)]
-    return np.concatenate([[0], np.cumsum(np.array(sums, np.int64))]).astype(np.int64)
-
-
-def _square_sum(samples: npt.NDArray[np.int16]) -> int:
-    wide = samples.astype(np.float64)
-    return int(wide @ wide)  # exact: whole numbers, less than 2**53 together
 
 
 def _checked(sounds: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:

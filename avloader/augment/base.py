@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,18 +26,26 @@ __all__ = [
     "AugmentedFrames",
     "Clips",
     "Columns",
+    "FeatureTransform",
     "Node",
     "PictureTransform",
     "Pictures",
+    "ReadingTransform",
     "Rows",
     "Transform",
+    "activations",
+    "augment_features",
+    "augment_pictures",
+    "augment_sound",
+    "scaled",
     "ship",
 ]
 
 Columns = dict[str, npt.NDArray[Any]]
 Active = tuple["Leaf", str, npt.NDArray[np.bool_]]
 
-_CPU_BYTES = 2**20  # sound of so many clips goes through the whole chain at a time, to stay in the caches
+# Sound of so many clips goes through the whole chain at a time, to stay in the caches; more if it is only looped over.
+_CPU_BYTES, _LOOPED_BYTES = 2**20, 2**23
 _ALIGNMENT = 16
 
 
@@ -147,32 +155,6 @@ class Rows:
         """Memory for the result, to be used once: where it has to go in the end, if that is known."""
         return torch.empty_like(self.audio) if self.out is None else self.out
 
-    def shaped(
-        self,
-        curve: Callable[[int | slice, torch.Tensor], torch.Tensor],
-        first: npt.NDArray[np.int64],
-        stop: npt.NDArray[np.int64],
-    ) -> torch.Tensor:
-        """The sound times a curve that is constant before and after a stretch.
-
-        Args:
-            curve: Gives the factors for one row, or all, and int32 positions.
-            first: Where the stretch begins, one a row.
-            stop: Where it ends.
-        """
-        result = self.empty()
-        if result.is_cuda:
-            return torch.mul(self.audio, curve(slice(None), self.positions()), out=result)
-        num_samples = result.shape[1]
-        for row, (low, high) in enumerate(zip(first.tolist(), stop.tolist(), strict=True)):
-            begin, end = (min(max(place, 0), num_samples) for place in (low, high))
-            ends = curve(row, torch.tensor([low - 1, high], dtype=torch.int32))
-            within = curve(row, torch.arange(begin, end, dtype=torch.int32))
-            factors = ((0, begin, ends[0]), (begin, end, within), (end, num_samples, ends[1]))
-            for one, other, factor in factors:
-                torch.mul(self.audio[row, one:other], factor, out=result[row, one:other])
-        return result
-
     def positions(self) -> torch.Tensor:
         """0 ... N - 1, int32 [shape=(N,)]."""
         return torch.arange(self.audio.shape[1], dtype=torch.int32, device=self.audio.device)
@@ -253,9 +235,17 @@ class Node(ABC):
         Raises:
             TypeError, ValueError: An argument is not what is said above.
         """
-        clips = _checked(audio, keys, sample_rate, lengths)
-        clips = dataclasses.replace(clips, num_frames=num_frames, fps=fps, origin=origin)
-        return _Chain(self).run(audio, keys, clips)
+        self._check_alone()
+        return augment_sound(
+            self,
+            audio,
+            keys=keys,
+            sample_rate=sample_rate,
+            lengths=lengths,
+            num_frames=num_frames,
+            fps=fps,
+            origin=origin,
+        )
 
     def augment_frames(self, frames: torch.Tensor, *, keys: ClipKeys) -> AugmentedFrames:
         """Augment the pictures of a batch; transforms of sound leave them alone.
@@ -267,11 +257,8 @@ class Node(ABC):
         Raises:
             TypeError, ValueError: An argument is not what is said above.
         """
-        if not isinstance(frames, torch.Tensor) or frames.ndim != 5 or frames.dtype not in (torch.uint8, torch.float32):
-            raise TypeError("frames must be a uint8 or float32 tensor of shape (B, F, C, H, W)")
-        if len(keys) != len(frames):
-            raise ValueError(f"keys has {len(keys)} clips, but frames has {len(frames)}")
-        return _Chain(self).run_frames(frames, keys)
+        self._check_alone()
+        return augment_pictures(self, frames, keys=keys)
 
     def transforms_below(self) -> list[Node]:
         """All transforms of the group, or the transform itself."""
@@ -289,6 +276,14 @@ class Node(ABC):
                 raise ValueError(
                     f"{type(node).__name__} cannot be applied to clips with pictures: {node.breaks_sync}; apply it to "
                     "sound alone, or leave it out"
+                )
+
+    def _check_alone(self) -> None:
+        for node in self.transforms_below():
+            if isinstance(node, ReadingTransform):
+                raise ValueError(
+                    f"{type(node).__name__} changes what is read of a clip: give it to AVLoader(augment=...), "
+                    "not to tensors"
                 )
 
     def _activate(self, words: dict[str, Draw], names: dict[int, str], mask: npt.NDArray[np.bool_]) -> Iterator[Active]:
@@ -314,6 +309,11 @@ class Leaf(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadingTransform(Leaf):
+    """One transform that changes what is read of a clip: the plan asks for it, and no tensor is changed after that."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PictureTransform(Leaf):
     """One transform of pictures, the same for all frames of a clip."""
 
@@ -330,11 +330,27 @@ class PictureTransform(Leaf):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureTransform(Leaf):
+    """One transform of spectrograms."""
+
+    @abstractmethod
+    def draw_features(
+        self, draw: Draw, active: npt.NDArray[np.bool_], num_bins: int, num_hops: npt.NDArray[np.int64]
+    ) -> Columns:
+        """What is random, for every clip [shape=(B, ...)]; nothing is done to those that are not active."""
+
+    @abstractmethod
+    def apply_to_features(self, features: torch.Tensor, columns: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The spectrograms after it, a new tensor; "num_hops" is a column too. Row i depends on row i alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transform(Leaf):
     """One transform of sound."""
 
     takes_scale: ClassVar[bool] = False  # whether it applies the gain in column "scale" on its way
     is_gain: ClassVar[bool] = False  # whether it is nothing but the gain in column "scale"
+    is_loop: ClassVar[bool] = False  # whether the CPU does it in few passes over the samples
 
     @abstractmethod
     def draw(self, draw: Draw, clips: Clips) -> Columns:
@@ -354,12 +370,24 @@ class _Scale(Transform):
     """Gains that no transform took."""
 
     takes_scale = True
+    is_loop = True
 
     def draw(self, draw: Draw, clips: Clips) -> Columns:
         raise NotImplementedError
 
     def apply(self, rows: Rows) -> torch.Tensor:
-        return torch.mul(rows.audio, rows.columns["scale"][:, None], out=rows.empty())
+        return scaled(rows, rows.columns["scale"])
+
+
+def scaled(rows: Rows, gain: torch.Tensor) -> torch.Tensor:
+    """The sound times a factor for each clip, float32 [shape=(R,)]."""
+    result = rows.empty()
+    if result.is_cuda:
+        return torch.mul(rows.audio, gain[:, None], out=result)
+    from avloader.augment import loops
+
+    loops.scale(rows.audio.numpy(), gain.numpy(), result.numpy())
+    return result
 
 
 @dataclass(slots=True)
@@ -399,6 +427,11 @@ class _Chain:
         for child in node.children:
             self._add(child, counts)
 
+    def activations(self, keys: ClipKeys) -> Iterator[tuple[Leaf, str, Draw, npt.NDArray[np.bool_]]]:
+        words = draws(keys, self._num_words)
+        for leaf, name, active in self._root._activate(words, self._names, np.ones(len(keys), np.bool_)):
+            yield leaf, name, words[name], active
+
     def run(self, audio: torch.Tensor, keys: ClipKeys, clips: Clips) -> Augmented:
         parameters: dict[str, dict[str, torch.Tensor]] = {}
         steps = self._plan(keys, clips, parameters)
@@ -406,8 +439,12 @@ class _Chain:
             return Augmented(audio.clone(), parameters)
         if audio.device.type != "cpu":
             return Augmented(_run_group(audio, 0, len(audio), steps, clips, parameters, None), parameters)
-        result = torch.empty_like(audio)
-        group = max(_CPU_BYTES // (4 * max(clips.num_samples, 1)), 1)
+        audio = audio.contiguous()
+        result = torch.from_numpy(np.empty(audio.shape, np.float32))  # which the system gives in huge pages
+        num_threads = torch.get_num_threads()
+        is_looped = all(step.transform.is_loop for step in steps)
+        most = (_LOOPED_BYTES if is_looped else _CPU_BYTES) // (4 * max(clips.num_samples, 1))
+        group = max(min(most, -(-len(audio) // num_threads)), 1)
 
         def run_group(first: int) -> None:
             stop = min(first + group, len(audio))
@@ -422,13 +459,12 @@ class _Chain:
 
     def run_frames(self, frames: torch.Tensor, keys: ClipKeys) -> AugmentedFrames:
         parameters: dict[str, dict[str, torch.Tensor]] = {}
-        words = draws(keys, self._num_words)
         result = frames
-        for transform, name, active in self._root._activate(words, self._names, np.ones(len(keys), np.bool_)):
+        for transform, name, draw, active in self.activations(keys):
             if not isinstance(transform, PictureTransform):
                 continue
             size, num_frames, _, height, width = result.shape
-            columns = transform.draw_frames(words[name], Pictures(size, num_frames, height, width))
+            columns = transform.draw_frames(draw, Pictures(size, num_frames, height, width))
             parameters[name] = _reported(active, columns)
             rows = np.flatnonzero(active)
             if transform.is_for_all:
@@ -440,6 +476,19 @@ class _Chain:
                 some = shipped.pop("rows")
                 result = result.index_copy(0, some, transform.apply_to_frames(result[some], shipped))
         return AugmentedFrames(result.clone() if result is frames else result, parameters)
+
+    def run_features(
+        self, features: torch.Tensor, keys: ClipKeys, num_hops: npt.NDArray[np.int64]
+    ) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+        parameters: dict[str, dict[str, torch.Tensor]] = {}
+        for transform, name, draw, active in self.activations(keys):
+            if isinstance(transform, FeatureTransform):
+                columns = transform.draw_features(draw, active, features.shape[1], num_hops)
+                parameters[name] = _reported(active, columns)
+                features = transform.apply_to_features(
+                    features, ship(columns | {"num_hops": num_hops}, features.device)
+                )
+        return features, parameters
 
     def _plan(self, keys: ClipKeys, clips: Clips, parameters: dict[str, dict[str, torch.Tensor]]) -> list[_Step]:
         """Draw everything."""
@@ -467,6 +516,60 @@ class _Chain:
             steps.append(_Step(transform, name, rows, chosen))
         _add_scale(steps, scale, np.arange(len(keys)))
         return steps
+
+
+def augment_sound(
+    node: Node,
+    audio: torch.Tensor,
+    *,
+    keys: ClipKeys,
+    sample_rate: int,
+    lengths: npt.ArrayLike | None,
+    num_frames: int | None,
+    fps: float | None,
+    origin: int,
+) -> Augmented:
+    """`Node.__call__` for clips that were read as the chain's transforms of reading want it."""
+    clips = _checked(audio, keys, sample_rate, lengths)
+    clips = dataclasses.replace(clips, num_frames=num_frames, fps=fps, origin=origin)
+    return _Chain(node).run(audio, keys, clips)
+
+
+def augment_pictures(node: Node, frames: torch.Tensor, *, keys: ClipKeys) -> AugmentedFrames:
+    """`Node.augment_frames` for clips that were read as the chain's transforms of reading want it."""
+    if not isinstance(frames, torch.Tensor) or frames.ndim != 5 or frames.dtype not in (torch.uint8, torch.float32):
+        raise TypeError("frames must be a uint8 or float32 tensor of shape (B, F, C, H, W)")
+    if len(keys) != len(frames):
+        raise ValueError(f"keys has {len(keys)} clips, but frames has {len(frames)}")
+    return _Chain(node).run_frames(frames, keys)
+
+
+def augment_features(
+    node: Node, features: torch.Tensor, *, keys: ClipKeys, num_hops: npt.ArrayLike | None = None
+) -> tuple[torch.Tensor, dict[str, dict[str, torch.Tensor]]]:
+    """The spectrograms of a batch after the chain's transforms of spectrograms, and what was drawn.
+
+    Args:
+        node: The chain.
+        features: float32 [shape=(B, bins, hops)], on CPU or GPU. Not changed.
+        keys: Which clips these are.
+        num_hops: Hops of each clip [shape=(B,)], on the CPU; None: all.
+
+    Raises:
+        ValueError: An argument is not what is said above.
+    """
+    if features.ndim != 3 or len(features) != len(keys):
+        raise ValueError(
+            f"spectrogram must have shape ({len(keys)}, bins, hops), one a key, got {tuple(features.shape)}"
+        )
+    size, _, most = features.shape
+    lengths = np.full(size, most) if num_hops is None else np.asarray(num_hops).astype(np.int64)
+    return _Chain(node).run_features(features, keys, lengths)
+
+
+def activations(node: Node, keys: ClipKeys) -> Iterator[tuple[Leaf, str, Draw, npt.NDArray[np.bool_]]]:
+    """The transforms in order: name, draws, and the clips that each is applied to."""
+    return _Chain(node).activations(keys)
 
 
 def _reported(active: npt.NDArray[np.bool_], columns: Columns) -> dict[str, torch.Tensor]:

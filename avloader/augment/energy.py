@@ -6,19 +6,15 @@ integers. Rounding costs at most 2**-21 of the peak a sample: 1e-5 dB where the 
 
 from __future__ import annotations
 
-import math
-import threading
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Energy", "bits_for", "energy", "peaks", "whole_energy"]
+__all__ = ["Energy", "bits_for", "energy", "peaks"]
 
 _BITS = 20
-_BLOCK = 4096  # sums of so many squares of 20 bits are exact in float64, in any order
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,52 +51,25 @@ def energy(audio: torch.Tensor, bits: torch.Tensor) -> Energy:
         from avloader.augment import kernels
 
         return Energy(kernels.energy(audio, peak, bits), peak, bits)
-    scale = np.ldexp(np.float32(1), _shift(peak, bits).numpy())
-    whole = _scratch("whole", audio.shape, np.float32)
-    with np.errstate(invalid="ignore"):  # sound that is not finite: `Energy.value` is 0
-        np.multiply(audio.numpy(), scale[:, None], out=whole)
-    whole += np.float32(0.5)
-    np.floor(whole, out=whole)
-    return Energy(whole_energy(whole), peak, bits)
+    from avloader.augment import loops
+
+    factor = np.ldexp(np.float32(1), _shift(peak, bits).numpy())
+    factor[~np.isfinite(peak.numpy())] = 0  # `Energy.value` is 0
+    sums = np.empty(len(audio), np.int64)
+    loops.energies(audio.numpy(), factor, sums)
+    return Energy(torch.from_numpy(sums), peak, bits)
 
 
 def peaks(audio: torch.Tensor) -> torch.Tensor:
-    """Greatest absolute value of each clip [shape=(R,)]."""
+    """Greatest absolute value of each clip [shape=(R,)]; infinite or NaN if a sample is."""
     if audio.device.type == "cuda":
         peak: torch.Tensor = torch.linalg.vector_norm(audio, float("inf"), dim=1)
         return peak
-    samples = audio.numpy()  # PyTorch takes twenty times as long on the CPU
-    if not samples.shape[1]:
-        return audio.new_zeros(len(audio))
-    return torch.from_numpy(np.array([max(clip.max(), -clip.min()) for clip in samples], np.float32))
+    from avloader.augment import loops
 
-
-def whole_energy(whole: npt.NDArray[np.float32]) -> torch.Tensor:
-    """Sums of squares of whole numbers below 2**21 [shape=(R, N)], int64 [shape=(R,)]; on the CPU."""
-    num_rows, num_samples = whole.shape
-    wide = _scratch("wide", (num_rows, -(-num_samples // _BLOCK) * _BLOCK), np.float64)
-    wide[:, :num_samples] = whole
-    wide[:, num_samples:] = 0
-    with np.errstate(invalid="ignore"):
-        sums = _squares(wide.reshape(num_rows, -1, _BLOCK))
-        return torch.from_numpy(sums.astype(np.int64).sum(axis=1))
-
-
-def _squares(blocks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return (blocks[..., None, :] @ blocks[..., :, None])[..., 0, 0]
-
-
-_own = threading.local()
-
-
-def _scratch(name: str, shape: tuple[int, ...], dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:
-    """Memory of this thread, not cleared: new memory for each clip would cost more than what is computed in it."""
-    size = math.prod(shape)
-    kept: npt.NDArray[Any] | None = getattr(_own, name, None)
-    if kept is None or len(kept) < size:
-        kept = np.empty(size, dtype)
-        setattr(_own, name, kept)
-    return kept[:size].reshape(shape)
+    bits = np.empty(len(audio), np.int32)
+    loops.peaks(audio.numpy().view(np.int32), bits)
+    return torch.from_numpy(bits.view(np.float32))
 
 
 def _shift(peak: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:

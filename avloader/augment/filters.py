@@ -25,7 +25,13 @@ __all__ = ["BandPassFilter", "BandStopFilter", "HighPassFilter", "LowPassFilter"
 _Floats = npt.NDArray[np.float64]
 
 _ZERO_CROSSINGS = 4  # of the sinc on each side
-_HALVES = (128, 512, 4095)  # the CPU transforms each clip by the first of these lengths that its filter fits in
+_HALVES = (
+    128,
+    512,
+    1023,
+    2047,
+    4095,
+)  # the CPU transforms each clip by the first of these lengths that its filter fits in
 _LEAST_FREQUENCY = _ZERO_CROSSINGS / _HALVES[-1]  # cycles a sample: 15.6 Hz at 16 kHz
 
 

@@ -2,18 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from avloader.augment.base import Clips, Columns, Pictures, PictureTransform, Rows, Transform
+from avloader.augment.base import Clips, Columns, Pictures, PictureTransform, ReadingTransform, Rows, Transform
 from avloader.augment.checks import check_integer, check_number, check_range
 from avloader.augment.keys import Draw
 from avloader.augment.picture import fill_frames, mask_of_frames
 
-__all__ = ["AVTimeMask", "Reverse", "Shift"]
+__all__ = ["AVTimeMask", "JointSpeed", "Reverse", "Shift"]
+
+_SLOWEST, _FASTEST = Fraction(1, 4), Fraction(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSpeed(ReadingTransform):
+    """Play sound and picture of a clip faster or slower, together; the sound's pitch changes with it.
+
+    For `AVLoader(augment=...)` alone, since it changes what is read, wherever it stands in a chain: frame k is the one
+    nearest to k / fps * speed seconds of the medium after the first frame, and sample j of the sound lies
+    j / sample_rate * speed seconds after it. A clip keeps its number of frames and samples; its ``frame_seconds`` are
+    those of its frames in the medium, so they lie that many times as far apart. A row has to hold a clip at the
+    greatest speed.
+
+    Args:
+        speeds: Speeds to choose from, all equally likely: numbers, `Fraction`, or text such as "11/10", in [1/4, 4].
+        p: See `Node`.
+        name: See `Node`.
+
+    Returns ``speed``, 1 where it is not applied.
+    """
+
+    speeds: Sequence[float | str | Fraction] = (0.9, 1.0, 1.1)  # kept as fractions
+
+    num_words = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.speeds, str) or not isinstance(self.speeds, Sequence) or not self.speeds:
+            raise TypeError(f"speeds={self.speeds!r} must be a sequence of at least one number")
+        object.__setattr__(self, "speeds", tuple(_speed(value) for value in self.speeds))
+
+    @property
+    def factors(self) -> tuple[Fraction, ...]:
+        """All speeds that a clip can have, in order: with 1, which it has where this is not applied."""
+        return tuple(sorted({Fraction(1), *(Fraction(speed) for speed in self.speeds)}))
+
+    def draw_factors(self, draw: Draw, active: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Which of `factors` each clip has [shape=(B,)]."""
+        places = np.array([self.factors.index(Fraction(speed)) for speed in self.speeds])
+        drawn = places[draw.integers(1, 0, len(places))]
+        return np.where(active, drawn, self.factors.index(Fraction(1)))
+
+
+def _speed(value: object) -> Fraction:
+    try:
+        speed = Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        raise TypeError(f"speeds: {value!r} must be a number, or text such as '11/10'") from None
+    if not _SLOWEST <= speed <= _FASTEST or speed.denominator > 1000:
+        raise ValueError(f"speeds: {value} must be in [1/4, 4], a fraction with a denominator of at most 1000")
+    return speed
 
 
 @dataclass(frozen=True, kw_only=True)

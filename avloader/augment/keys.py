@@ -141,11 +141,8 @@ def white_noise(key: torch.Tensor, num_samples: int) -> torch.Tensor:
         from avloader.augment import kernels
 
         return kernels.white_noise(key, num_samples)
+    from avloader.augment import loops
+
     noise = np.empty((len(key), num_samples), np.float32)
-    index = np.arange(-(-num_samples // 8), dtype=np.uint64)
-    zeros = np.zeros_like(index)
-    for clip, bits in enumerate(key.tolist()):
-        random = keyed.philox((index, zeros, zeros, zeros), (bits & 0xFFFFFFFF, bits >> 32 & 0xFFFFFFFF))
-        words = np.stack([word.astype("<u4") for word in random], axis=1)
-        np.take(normal_quantiles(), words.view("<u2").reshape(-1)[:num_samples], out=noise[clip], mode="clip")
+    loops.white_noise(key.numpy().view(np.uint64), normal_quantiles(), noise)
     return torch.from_numpy(noise)

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avloader.augment.base import Clips, Columns, Rows, Transform
+from avloader.augment.base import Clips, Columns, Rows, Transform, scaled
 from avloader.augment.checks import check_choice, check_integer, check_number, check_range
 from avloader.augment.energy import bits_for, energy, peaks
 from avloader.augment.keys import Draw
 
 __all__ = [
+    "BitCrush",
     "Clip",
     "ClippingDistortion",
     "Gain",
@@ -110,6 +111,7 @@ class GainTransition(Transform):
 
     num_words = 4
     takes_scale = True
+    is_loop = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,17 +133,20 @@ class GainTransition(Transform):
         }
 
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
+        if not rows.audio.is_cuda:
+            from avloader.augment import loops
+
+            result, host = rows.empty(), rows.host
+            start, end = host["start_gain_db"], host["end_gain_db"]
+            fade = host["fade_time_samples"]
+            loops.gain_transition(rows.audio.numpy(), host["scale"], host["t0"], fade, start, end, result.numpy())
+            return result
         columns = {key: column.float()[:, None] for key, column in rows.columns.items()}
         first, last, steps = columns["start_gain_db"], columns["end_gain_db"], columns["fade_time_samples"] - 1
-        begin = rows.columns["t0"].int()[:, None]
-
-        def curve(row: int | slice, positions: torch.Tensor) -> torch.Tensor:
-            way = ((positions - begin[row]) / steps[row]).clamp_(0, 1)
-            decibels = way.mul_(last[row] - first[row]).add_(first[row])
-            return decibels.mul_(math.log(10) / 20).exp_().mul_(columns["scale"][row])
-
-        stop = rows.host["t0"] + rows.host["fade_time_samples"]
-        return rows.shaped(curve, rows.host["t0"], stop)
+        way = ((rows.positions() - rows.columns["t0"].int()[:, None]) / steps).clamp_(0, 1)
+        decibels = way.mul_(last - first).add_(first)
+        curve = decibels.mul_(math.log(10) / 20).exp_().mul_(columns["scale"])
+        return torch.mul(rows.audio, curve, out=rows.empty())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,8 @@ class Clip(Transform):
     a_min: float = -1.0
     a_max: float = 1.0
 
+    is_loop = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("a_min", self.a_min, high=0)
@@ -167,27 +174,77 @@ class Clip(Transform):
         return {}
 
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
-        return torch.clamp(rows.audio, self.a_min, self.a_max, out=rows.empty())
+        return _clipped(
+            rows, *(torch.full_like(rows.start, edge, dtype=torch.float32) for edge in (self.a_min, self.a_max))
+        )
 
 
-def _percentiles(rows: Rows, values: torch.Tensor, *percents: npt.NDArray[np.float64]) -> list[torch.Tensor]:
+def _clipped(rows: Rows, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The sound within [low, high] of each clip, float32 [shape=(R,)]."""
+    result = rows.empty()
+    if result.is_cuda:
+        return torch.clamp(rows.audio, low[:, None], high[:, None], out=result)
+    from avloader.augment import loops
+
+    loops.clip(rows.audio.numpy(), low.numpy(), high.numpy(), result.numpy())
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitCrush(Transform):
+    """Round samples to fewer bits: to multiples of ``1 / (2 ** bit_depth / 2 + 1)``.
+
+    Args:
+        min_bit_depth: Least number of bits, in [1, 32].
+        max_bit_depth: Greatest number.
+        p: See `Node`.
+        name: See `Node`.
+
+    Returns ``bit_depth``.
+    """
+
+    min_bit_depth: int = 5
+    max_bit_depth: int = 10
+
+    num_words = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("min_bit_depth", self.min_bit_depth, 1)
+        check_integer("max_bit_depth", self.max_bit_depth, 1)
+        check_range(self, "min_bit_depth", "max_bit_depth", 1, 32)
+
+    def draw(self, draw: Draw, clips: Clips) -> Columns:  # noqa: D102
+        depth = draw.integers(1, self.min_bit_depth, self.max_bit_depth + 1)
+        return {"bit_depth": depth, "steps": (2.0 ** (depth - 1) + 1).astype(np.float32)}
+
+    def reported(self, columns: Columns) -> Columns:  # noqa: D102
+        return {"bit_depth": columns["bit_depth"]}
+
+    def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
+        steps = rows.columns["steps"]
+        return scaled(rows, steps).round_().div_(steps[:, None])
+
+
+def _percentiles(rows: Rows, *percents: npt.NDArray[np.float64], absolute: bool) -> list[torch.Tensor]:
     """Percentiles of each clip's own samples as `numpy.percentile` gives them, float32 [shape=(R,)] each."""
+    values = rows.audio
     last = rows.host["stop"] - rows.host["start"] - 1
     places = [percent / 100 * last for percent in percents]
     lower = [np.floor(place).astype(np.int64) for place in places]
     upper = [np.minimum(index + 1, last) for index in lower]
     if values.device.type == "cpu":
-        near = [torch.empty(len(values), dtype=torch.float32) for _ in (*lower, *upper)]
-        for row, (clip, start, stop) in enumerate(
-            zip(values.numpy(), rows.host["start"], rows.host["stop"], strict=True)
-        ):
-            wanted = [int(index[row]) for index in (*lower, *upper)]
-            parted = np.partition(clip[start:stop], sorted(set(wanted)))
-            for column, index in zip(near, wanted, strict=True):
-                column[row] = float(parted[index])
+        from avloader.augment import loops
+
+        bits = np.empty((len(values), 2 * len(places)), np.int32)
+        ranks = np.stack([*lower, *upper], axis=1)
+        samples = values.numpy().view(np.int32)
+        loops.order_statistics(samples, rows.host["start"], rows.host["stop"], ranks, absolute, bits)
+        near = list(torch.from_numpy(bits.view(np.float32)).unbind(1))
     else:
         t = rows.positions()
         outside = (t < rows.start[:, None]) | (t >= rows.stop[:, None])
+        values = values.abs() if absolute else values
         ordered = values.masked_fill(outside, float("inf")).sort(dim=1).values
         wanted_places = np.stack([*lower, *upper], axis=1)
         index_tensor = torch.from_numpy(wanted_places).pin_memory().to(values.device, non_blocking=True)
@@ -232,8 +289,8 @@ class ClippingDistortion(Transform):
 
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
         share = (rows.host["percentile_threshold"] // 2).astype(np.float64)
-        low, high = _percentiles(rows, rows.audio, share, 100 - share)
-        return rows.silence_outside(rows.audio.clamp(low[:, None], high[:, None]))
+        low, high = _percentiles(rows, share, 100 - share, absolute=False)
+        return rows.silence_outside(_clipped(rows, low, high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,8 +327,8 @@ class TanhDistortion(Transform):
         return {"distortion_amount": columns["distortion_amount"]}
 
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
-        (threshold,) = _percentiles(rows, rows.audio.abs(), 100 - 99 * rows.host["distortion_amount"])
-        distorted = (rows.audio * (0.5 / (threshold + 1e-6))[:, None]).tanh_()
+        (threshold,) = _percentiles(rows, 100 - 99 * rows.host["distortion_amount"], absolute=True)
+        distorted = scaled(rows, 0.5 / (threshold + 1e-6)).tanh_()
         before = energy(rows.audio, rows.columns["bits"]).value()
         after = energy(distorted, rows.columns["bits"]).value()
         gain = (before / after).sqrt_().nan_to_num_(1.0, 1.0).float()
@@ -293,6 +350,8 @@ class Normalize(Transform):
     to: Literal["peak", "rms"] = "peak"
     level: float = 1.0
 
+    is_loop = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("to", self.to, ("peak", "rms"))
@@ -310,4 +369,4 @@ class Normalize(Transform):
         else:
             now = (energy(rows.audio, rows.columns["bits"]).value() / rows.columns["length"]).sqrt_()
         gain = torch.where(now > 0, self.level / now, 1.0).float()
-        return torch.mul(rows.audio, gain[:, None], out=rows.empty())
+        return scaled(rows, gain)

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avloader.augment.base import Clips, Columns, Rows, Transform, ship
+from avloader.augment.base import Clips, Columns, FeatureTransform, Rows, Transform, augment_features
 from avloader.augment.checks import check_choice, check_integer, check_number, check_range
-from avloader.augment.keys import ClipKeys, Draw, draws
+from avloader.augment.keys import ClipKeys, Draw
 
 __all__ = ["SpecAugment", "TimeMask"]
 
@@ -40,6 +40,7 @@ class TimeMask(Transform):
 
     num_words = 2
     takes_scale = True
+    is_loop = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,29 +56,36 @@ class TimeMask(Transform):
         return {"t": t, "t0": clips.start + place[self.mask_location]}
 
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
+        most = round(rows.sample_rate * self.fade_duration)
+        if not rows.audio.is_cuda:
+            from avloader.augment import loops
+
+            result, host = rows.empty(), rows.host
+            fade = np.minimum(host["t"] // 2, most)
+            shape = np.float32(_FADE)
+            loops.time_mask(rows.audio.numpy(), host["scale"], host["t0"], host["t"], fade, shape, result.numpy())
+            return result
         length, first = rows.columns["t"].int()[:, None], rows.columns["t0"].int()[:, None]
-        fade = (length // 2).clamp_(max=round(rows.sample_rate * self.fade_duration))
-        has_fade = fade >= 2
-        lead, steps = torch.where(has_fade, 0, 1), torch.where(has_fade, fade - 1, 1)
-
-        def curve(row: int | slice, positions: torch.Tensor) -> torch.Tensor:
-            # How far inside the stretch, as a part of the fade: 0 at its edge and outside, 1 where it is silent.
-            inside = torch.minimum(positions - first[row], first[row] + length[row] - 1 - positions)
-            depth = ((inside + lead[row]) / steps[row]).clamp_(0, 1)
-            rest = 1 - depth
-            product = depth * rest
-            shape = (product * (1 + _FADE * product)).add_(rest).square_()
-            return shape.mul_(rows.columns["scale"][row, None])
-
-        return rows.shaped(curve, rows.host["t0"], rows.host["t0"] + rows.host["t"])
+        fades = (length // 2).clamp_(max=most)
+        has_fade = fades >= 2
+        lead, steps = torch.where(has_fade, 0, 1), torch.where(has_fade, fades - 1, 1)
+        positions = rows.positions()
+        # How far inside the stretch, as a part of the fade: 0 at its edge and outside, 1 where it is silent.
+        inside = torch.minimum(positions - first, first + length - 1 - positions)
+        depth = ((inside + lead) / steps).clamp_(0, 1)
+        rest = 1 - depth
+        product = depth * rest
+        curve = (product * (1 + _FADE * product)).add_(rest).square_().mul_(rows.columns["scale"][:, None])
+        return torch.mul(rows.audio, curve, out=rows.empty())
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecAugment:
+class SpecAugment(FeatureTransform):
     """Mask bands and stretches of spectrograms (Park et al., 2019), without time warping, which would break sync.
 
     Widths are uniform in [0, param], places uniform where the mask fits, as `torchaudio.transforms.SpecAugment` with
-    ``iid_masks=True``. Time masks stay inside the clip's own hops.
+    ``iid_masks=True``. Time masks stay inside the clip's own hops. In a loader it works on the batch's spectrogram, by
+    itself on any tensor.
 
     Args:
         n_time_masks: Stretches of time.
@@ -86,48 +94,47 @@ class SpecAugment:
         freq_mask_param: Greatest width of one, bins.
         max_time_part: A time mask is no wider than this part of the clip, in (0, 1].
         value: What masked values become: a number, or ``"mean"`` of the clip's own hops, or ``"min"`` of them.
-        p: Probability that a clip is masked, in [0, 1].
-        name: What the draws are keyed by.
+        p: See `Node`.
+        name: See `Node`.
+
+    Returns ``time_start``, ``time_width``, ``freq_start``, ``freq_width`` [shape=(B, n)].
     """
 
+    p: float = 1.0
     n_time_masks: int = 2
     time_mask_param: int = 100
     n_freq_masks: int = 2
     freq_mask_param: int = 27
     max_time_part: float = 1.0
     value: float | Literal["mean", "min"] = 0.0
-    p: float = 1.0
-    name: str = "SpecAugment"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in ("n_time_masks", "time_mask_param", "n_freq_masks", "freq_mask_param"):
             check_integer(field, getattr(self, field), 0)
         check_number("max_time_part", self.max_time_part, 0, 1)
-        check_number("p", self.p, 0, 1)
         if isinstance(self.value, str):
             check_choice("value", self.value, ("mean", "min"))
         else:
             check_number("value", self.value)
 
-    def masks(self, keys: ClipKeys, num_bins: int, num_hops: npt.NDArray[np.int64]) -> Columns:
-        """The masks drawn: int64 ``time_start``, ``time_width``, ``freq_start``, ``freq_width`` [shape=(B, n)].
+    @property
+    def num_words(self) -> int:  # type: ignore[override]  # as many as there are masks
+        """Random words a clip."""
+        return 2 * (self.n_time_masks + self.n_freq_masks)
 
-        Args:
-            keys: Which clips these are.
-            num_bins: Rows of the spectrogram.
-            num_hops: Hops of each clip [shape=(B,)].
-        """
-        draw = draws(keys, {self.name: 1 + 2 * (self.n_time_masks + self.n_freq_masks)})[self.name]
-        active = draw.uniform(0) < self.p
+    def draw_features(  # noqa: D102
+        self, draw: Draw, active: npt.NDArray[np.bool_], num_bins: int, num_hops: npt.NDArray[np.int64]
+    ) -> Columns:
         cap = np.minimum((num_hops * self.max_time_part).astype(np.int64), self.time_mask_param)
-        bins = np.full(len(keys), num_bins)
+        bins = np.full(len(active), num_bins)
         result: Columns = {}
         word = 1
         for kind, count, most, length in (
             ("time", self.n_time_masks, cap, num_hops),
             ("freq", self.n_freq_masks, np.minimum(bins, self.freq_mask_param), bins),
         ):
-            starts, widths = np.zeros((len(keys), count), np.int64), np.zeros((len(keys), count), np.int64)
+            starts, widths = np.zeros((len(active), count), np.int64), np.zeros((len(active), count), np.int64)
             for number in range(count):
                 width = np.where(active, draw.integers(word, 0, most + 1), 0)
                 widths[:, number] = width
@@ -136,7 +143,7 @@ class SpecAugment:
             result |= {f"{kind}_start": starts, f"{kind}_width": widths}
         return result
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # of spectrograms, not of sound
         self, spectrogram: torch.Tensor, *, keys: ClipKeys, num_hops: npt.ArrayLike | None = None
     ) -> torch.Tensor:
         """A masked copy.
@@ -146,20 +153,17 @@ class SpecAugment:
             keys: Which clips these are.
             num_hops: Hops of each clip [shape=(B,)], on the CPU; None: all.
         """
-        if spectrogram.ndim != 3 or len(spectrogram) != len(keys):
-            raise ValueError(
-                f"spectrogram must have shape ({len(keys)}, bins, hops), one a key, got {tuple(spectrogram.shape)}"
-            )
-        size, num_bins, most = spectrogram.shape
-        lengths = np.full(size, most) if num_hops is None else np.asarray(num_hops).astype(np.int64)
-        columns = ship(self.masks(keys, num_bins, lengths) | {"num_hops": lengths}, spectrogram.device)
-        masked = torch.zeros((), dtype=torch.bool, device=spectrogram.device)
+        return augment_features(self, spectrogram, keys=keys, num_hops=num_hops)[0]
+
+    def apply_to_features(self, features: torch.Tensor, columns: dict[str, torch.Tensor]) -> torch.Tensor:  # noqa: D102
+        size, num_bins, most = features.shape
+        masked = torch.zeros((), dtype=torch.bool, device=features.device)
         for kind, length, shape in (("time", most, (size, 1, most)), ("freq", num_bins, (size, num_bins, 1))):
-            index = torch.arange(length, device=spectrogram.device)
+            index = torch.arange(length, device=features.device)
             first = columns[f"{kind}_start"][:, :, None]
             hit = ((index >= first) & (index < first + columns[f"{kind}_width"][:, :, None])).any(dim=1)
             masked = masked | hit.view(shape)
-        return torch.where(masked, self._value(spectrogram, columns["num_hops"]), spectrogram)
+        return torch.where(masked, self._value(features, columns["num_hops"]), features)
 
     def _value(self, spectrogram: torch.Tensor, num_hops: torch.Tensor) -> torch.Tensor:
         if not isinstance(self.value, str):

@@ -60,11 +60,19 @@ def _mixed(
             energy=columns["energy"] if is_absolute else ratio,
             return_noise=return_noise,
         )
+    from avloader.augment import loops
+
     noise_energy = noise_sum.double() if noise_peak is None else Energy(noise_sum, noise_peak, bits).value()
-    target = columns["energy"] if of_sound is None else of_sound.value() * scale.double().square()
-    gain = torch.where((noise_energy > 0) & (target > 0), ratio * (target / noise_energy).sqrt_(), 0.0)
-    scaled = noise.mul_(gain.float()[:, None])
-    return torch.mul(rows.audio, scale[:, None], out=rows.empty()).add_(scaled), gain
+    gain = _gain(columns, of_sound, noise_energy)
+    result = rows.empty()
+    loops.mix(rows.audio.numpy(), scale.numpy(), noise.numpy(), gain.float().numpy(), result.numpy())
+    return result, gain
+
+
+def _gain(columns: dict[str, torch.Tensor], of_sound: Energy | None, noise_energy: torch.Tensor) -> torch.Tensor:
+    """The factor of the noise, float64 [shape=(R,)]; on the CPU."""
+    target = columns["energy"] if of_sound is None else of_sound.value() * columns["scale"].double().square()
+    return torch.where((noise_energy > 0) & (target > 0), columns["ratio"] * (target / noise_energy).sqrt_(), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,7 @@ class _FromBank(_Noise):
     sounds: SoundBank
 
     num_words = 3
+    is_loop = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,11 +114,41 @@ class _FromBank(_Noise):
         return {"sound": sound, "offset": offset, "bits": bits_for(clips.length), "step": bank.step(sound), **places}
 
     def _mix_in(self, rows: Rows, *, return_noise: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mix and the noise as it was mixed in; "gain" is returned."""
+        """The mix and, with `return_noise`, the noise as it was mixed in; "gain" is returned."""
+        if not rows.audio.is_cuda:
+            return self._mix_in_place(rows, return_noise=return_noise)
         columns = rows.columns | {"start": rows.start, "stop": rows.stop}
         noise, noise_sum = self.sounds.spans(rows.host, columns, rows.audio.shape[1], rows.audio.device)
         mixed, gain = _mixed(rows, noise, noise_sum, return_noise=return_noise)
         rows.returned["gain"] = gain / rows.columns["step"]
+        return mixed, noise
+
+    def _mix_in_place(self, rows: Rows, *, return_noise: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same on the CPU, straight from the bank."""
+        from avloader.augment import loops
+
+        columns, host, samples = rows.columns, rows.host, self.sounds.samples
+        first, length, offset = host["first"], host["length"], host["offset"]
+        sums = np.empty(len(first), np.int64)
+        loops.span_energies(samples, first, length, offset, host["start"], host["stop"], sums)
+        of_sound = None if "energy" in columns else energy(rows.audio, columns["bits"])
+        gain = _gain(columns, of_sound, torch.from_numpy(sums).double())
+        mixed = rows.empty()
+        noise = torch.empty_like(rows.audio) if return_noise else rows.audio.new_empty(0, 0)
+        loops.mix_span(
+            rows.audio.numpy(),
+            host["scale"],
+            samples,
+            first,
+            length,
+            offset,
+            host["start"],
+            host["stop"],
+            gain.float().numpy(),
+            mixed.numpy(),
+            noise.numpy(),
+        )
+        rows.returned["gain"] = gain / columns["step"]
         return mixed, noise
 
 

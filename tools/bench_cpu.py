@@ -5,7 +5,8 @@
 
 Rows:
     peers   clips per second of the loader and of others that make the same tensors (`bench_peers.py`, run with a Python
-            that has them), which are checked first: frames by the number that they show, sound against ours
+            that has them), which are checked first: frames by the number that they show, sound against ours. Every clip
+            lies in a file of its own, so that nobody shares decoding
     far     time of a clip at the end of a 20-minute and a 2-hour file, by that of one at its start
     sound   time of a 0.64 s window at 16 kHz: AAC in mp4, a WAV cache at 16 kHz, `librosa.load` of a 48 kHz WAV
     memory  memory and open files of all processes while the loader delivers clips of many files
@@ -53,12 +54,11 @@ def peers(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     results = []
     filters = folder / "filters.npy"
     np.save(filters, librosa.filters.mel(sr=RATE, n_fft=512, n_mels=80).astype(np.float32))
-    for (name, recipe), num_clips in zip(recipes(arguments.seconds).items(), arguments.clips, strict=True):
+    for (name, recipe), num_clips in zip(recipes(10).items(), arguments.clips, strict=True):
         place = folder / recipe.name
         place.mkdir()
-        path = make(recipe, place)
-        manifest = random_manifest(path, recipe, num_clips, place)
-        row: dict[str, Any] = {"media": name, "clips": num_clips, "peers": {}}
+        manifest = random_manifest(make(recipe, place), recipe, arguments.own_clips, place, own_files=True)
+        row: dict[str, Any] = {"media": name, "clips": len(manifest), "peers_clips": num_clips, "peers": {}}
         rates: dict[str, list[float]] = {"avloader": [], **{peer: [] for peer in PEERS}}
         with loader_of(manifest, arguments) as loader:
             measure(loader)
@@ -66,7 +66,7 @@ def peers(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 rates["avloader"].append(measure(loader)[0])
                 for peer in PEERS:
                     samples = place / f"{peer}.npz"
-                    report = _run_peer(arguments, peer, path, manifest, filters, samples)
+                    report = _run_peer(arguments, peer, manifest, num_clips, filters, samples)
                     rates[peer] += report["clips_per_second"]
                     row["peers"][peer] = {"version": report["version"], **_compare(manifest, recipe, samples)}
         row["clips_per_second"] = {key: round(statistics.median(values), 1) for key, values in rates.items()}
@@ -78,12 +78,12 @@ def peers(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def _run_peer(
-    arguments: argparse.Namespace, peer: str, path: Path, manifest: Manifest, filters: Path, samples: Path
+    arguments: argparse.Namespace, peer: str, manifest: Manifest, num_clips: int, filters: Path, samples: Path
 ) -> dict[str, Any]:
     job = {
         "peer": peer,
-        "path": os.fspath(path),
-        "starts": manifest.first_frame.tolist(),
+        "paths": [manifest.media(number).path for number in manifest.media_id[:num_clips].tolist()],
+        "starts": manifest.first_frame[:num_clips].tolist(),
         "fps": 25,
         "num_frames": NUM_FRAMES,
         "size": SIZE,
@@ -303,9 +303,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--peers-python", default=sys.executable, help="Python that has the peers")
     parser.add_argument("--ffmpeg-libraries", help="LD_LIBRARY_PATH of the peers, for FFmpeg's shared libraries")
-    parser.add_argument("--seconds", type=int, default=60, help="length of the media (default: 60)")
-    parser.add_argument("--clips", type=lambda text: [int(word) for word in text.split(",")], default=[960, 192, 96],
-                        help="clips of each kind of media (default: 960,192,96)")  # fmt: skip
+    parser.add_argument(
+        "--own-clips", type=int, default=400, help="clips of the loader beside the peers (default: 400)"
+    )
+    parser.add_argument("--clips", type=lambda text: [int(word) for word in text.split(",")], default=[400, 96, 48],
+                        help="clips of a peer, of each kind of media (default: 400,96,48)")  # fmt: skip
     parser.add_argument("--files", type=int, default=500, help="files of the memory row, 40 clips each (default: 500)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each figure is taken (default: 5)")
     arguments = parser.parse_args(argv, argparse.Namespace(device="cpu", decode="auto"))

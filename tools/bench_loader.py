@@ -4,10 +4,14 @@
     python tools/bench_loader.py --device gpu --output tools/bench_loader_gpu.json
 
 16-frame clips at random starts of H.264 files with AAC sound: 224x224 GOP 12, 1280x720 GOP 50, 1920x1080 GOP 60, batch
-16, frames resized to 224x224 and normalized, 16 kHz sound, 80-band log-mel. What the loader delivers is checked first:
-every frame by the number that it shows, every window of sound by its place in the known sound. Then bare decode and
-loader take turns; a figure is the median of the rounds. The loader runs on from epoch to epoch and is timed from the
-middle of the first to the end of the second: what was read ahead then was read before, as much as is at the end.
+16, frames resized to 224x224 and normalized, 16 kHz sound, 80-band log-mel. The clips lie in one file, where those that
+are near each other share decoding on the CPU, or each in a file of its own, which is opened for it.
+
+What the loader delivers is checked first: every frame by the number that it shows, every window of sound by its place
+in the known sound. Then bare decode and loader take turns; a figure is the median of the rounds. The loader runs on
+from epoch to epoch and is timed from the middle of the first to the end of the second: what was read ahead then was
+read before, as much as is at the end. An epoch has to be longer than what is read ahead, or the same clip of two
+epochs shares decoding.
 """
 
 from __future__ import annotations
@@ -60,15 +64,21 @@ def recipes(seconds: int) -> dict[str, Recipe]:
     }
 
 
-def random_manifest(path: Path, recipe: Recipe, num_clips: int, folder: Path) -> Manifest:
-    """Clips at random starts (fixed seed) of one medium."""
+def random_manifest(path: Path, recipe: Recipe, num_clips: int, folder: Path, *, own_files: bool = False) -> Manifest:
+    """Clips at random starts (fixed seed) of one medium, or each of a file of its own that is a link to it."""
     assert recipe.picture is not None
-    starts = np.random.default_rng(0).integers(0, recipe.picture.num_frames - NUM_FRAMES, num_clips)
+    starts = np.random.default_rng(0).integers(0, recipe.picture.num_frames - NUM_FRAMES, num_clips).tolist()
+    paths = [path] * num_clips
+    if own_files:
+        paths = [folder / f"{number}{path.suffix}" for number in range(num_clips)]
+        for own in paths:
+            os.link(path, own)
     annotations = folder / "clips.csv"
     with annotations.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "start", "end", "label"])
-        writer.writerows([path, start / 25, (start + NUM_FRAMES) / 25, 0] for start in starts.tolist())
+        for own, start in zip(paths, starts, strict=True):
+            writer.writerow([own, start / 25, (start + NUM_FRAMES) / 25, 0])
     return build_manifest(annotations, media_root=folder, output=folder / "manifest", progress=False)
 
 
@@ -120,10 +130,10 @@ BareTask = tuple[str, int, int, bool]  # path, pts of the first and of the last 
 
 
 class BareDecoder:
-    """libavcodec alone: seek, decode the needed frames, and convert them if asked; the container stays open."""
+    """libavcodec alone: seek, decode the needed frames, and convert them if asked; some containers stay open."""
 
     def __init__(self, _: object, __: object) -> None:
-        self._containers: dict[str, Any] = {}
+        self._containers: dict[str, Any] = {}  # the oldest first
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def __call__(self, task: BareTask) -> int:
@@ -134,6 +144,8 @@ class BareDecoder:
             container = self._containers[path] = av.open(path)
             context = container.streams.video[0].codec_context
             context.thread_count, context.thread_type = 1, "NONE"
+            if len(self._containers) > 16:
+                self._containers.pop(next(iter(self._containers))).close()
         stream = container.streams.video[0]
         container.seek(first_pts, stream=stream)
         count = 0
@@ -153,13 +165,12 @@ class BareDecoder:
 
 def bare_cpu(manifest: Manifest, *, convert: bool) -> float:
     """Clips per second of libavcodec in one process a core."""
-    media = manifest.media(0)
-    assert media.video is not None
-    times = media.video.times
-    tasks = [
-        (media.path, times.pts(first), times.pts(first + NUM_FRAMES - 1), convert)
-        for first in manifest.first_frame.tolist()
-    ]
+    tasks = []
+    for first, number in zip(manifest.first_frame.tolist(), manifest.media_id.tolist(), strict=True):
+        media = manifest.media(number)
+        assert media.video is not None
+        times = media.video.times
+        tasks.append((media.path, times.pts(first), times.pts(first + NUM_FRAMES - 1), convert))
     cores = available_cores()
     with WorkerPool("bench_loader:BareDecoder", num_workers=cores) as pool:
         for future in [pool.submit(task) for task in tasks[: 2 * cores]]:
@@ -225,13 +236,12 @@ def measure(loader: AVLoader) -> tuple[float, float]:
     return counted / (time.perf_counter() - middle), first
 
 
-def bench(name: str, recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def bench(
+    name: str, recipe: Recipe, arguments: argparse.Namespace, folder: Path, num_clips: int, *, own_files: bool
+) -> dict[str, Any]:
     """All figures of one kind of media."""
     folder.mkdir()
-    path = make(recipe, folder)
-    manifest = random_manifest(
-        path, recipe, arguments.clips[0 if "224x" in name else 1 if "720" in name else 2], folder
-    )
+    manifest = random_manifest(make(recipe, folder), recipe, num_clips, folder, own_files=own_files)
     verify(manifest, recipe, arguments)
     figures: dict[str, list[float]] = {"bare": [], "loader": [], "first batch": []}
     if arguments.device == "cpu":
@@ -251,6 +261,7 @@ def bench(name: str, recipe: Recipe, arguments: argparse.Namespace, folder: Path
     ratios = [own / bare for own, bare in zip(figures["loader"], figures["bare"], strict=True)]
     return {
         "media": name,
+        "files": manifest.num_media,
         "clips": len(manifest),
         "engine": engine,
         "bare_clips_per_second": round(medians["bare"], 1),
@@ -297,11 +308,12 @@ def _version(name: str) -> str:
 def show(results: Sequence[dict[str, Any]]) -> None:
     """Print a short table."""
     table = Table(title="clips per second, median")
-    for column in ("media", "bare decode", "converted", "loader", "loader / bare", "first batch"):
+    for column in ("media", "files", "bare decode", "converted", "loader", "loader / bare", "first batch"):
         table.add_column(column, justify="left" if column == "media" else "right")
     for row in results:
         table.add_row(
             row["media"],
+            str(row["files"]),
             f"{row['bare_clips_per_second']:.1f}",
             f"{row.get('bare_converted_clips_per_second', float('nan')):.1f}",
             f"{row['loader_clips_per_second']:.1f}",
@@ -324,18 +336,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--decode", choices=("auto", "nvdec", "cpu"), default="auto")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--seconds", type=int, default=60, help="length of the media (default: 60)")
-    parser.add_argument(
-        "--clips", type=_counts, default=[960, 192, 96], help="clips of each kind (default: 960,192,96)"
-    )
+    parser.add_argument("--seconds", type=int, default=60, help="length of the one file (default: 60)")
+    parser.add_argument("--clips", type=_counts, default=[960, 480, 480],
+                        help="clips of each kind in one file (default: 960,480,480)")  # fmt: skip
+    parser.add_argument("--own-files", type=_counts, default=[400, 400, 400],
+                        help="clips of each kind in 10 s long files of their own (default: 400,400,400)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="how often each figure is taken (default: 3)")
     parser.add_argument("--lanes", type=int, default=8, help="readers side by side in the bare GPU decode (default: 8)")
     arguments = parser.parse_args(argv)
     sys.path.insert(0, os.fspath(Path(__file__).parent))  # so that worker processes find BareDecoder
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, recipe in recipes(arguments.seconds).items():
-            results.append(bench(name, recipe, arguments, Path(folder, recipe.name)))
+        jobs = [
+            (name, recipe, num_clips, own_files)
+            for own_files, seconds, counts in (
+                (False, arguments.seconds, arguments.clips),
+                (True, 10, arguments.own_files),
+            )
+            for (name, recipe), num_clips in zip(recipes(seconds).items(), counts, strict=True)
+            if num_clips
+        ]
+        for name, recipe, num_clips, own_files in jobs:
+            place = Path(folder, f"{recipe.name}{'_own' if own_files else ''}")
+            results.append(bench(name, recipe, arguments, place, num_clips, own_files=own_files))
             show(results)
             if arguments.output is not None:
                 report = {"machine": machine(arguments.device), "seconds": arguments.seconds, "results": results}

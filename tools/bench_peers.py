@@ -1,11 +1,13 @@
 """Clips per second of other decoders in a data loader, each as its documentation advises; `bench_cpu.py` runs it.
 
 Runs with the Python of an environment of its own (``pip install av numpy torch torchcodec spdl decord2``), and needs
-nothing of this package. Reads a job from standard input, as JSON: ``{"peer", "path", "starts", "fps", "num_frames",
-"size", "rate", "batch_size", "filters", "samples", "rounds"}``; `starts` are frame numbers, `filters` is a file with
-the mel filters, `samples` one to write the first clips to. Prints ``{"version", "clips_per_second"}``.
+nothing of this package. Reads a job from standard input, as JSON: ``{"peer", "paths", "starts", "fps", "num_frames",
+"size", "rate", "batch_size", "filters", "samples", "rounds"}``; `paths` and `starts`, in frames, tell the clips,
+`filters` is a file with the mel filters, `samples` one to write the first clips to. Prints ``{"version",
+"clips_per_second"}``.
 
-Every peer makes the same tensors: normalized frames (F, 3, H, W), mono sound, its log-mel.
+Every clip lies in a file of its own. Every peer makes the same tensors: normalized frames (F, 3, H, W), mono sound, its
+log-mel.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ Clip = tuple[torch.Tensor, torch.Tensor]  # uint8 [shape=(F, 3, H, W)], float32 
 
 
 class Torchcodec:
-    """Decoders stay open; exact seeks; scaling inside the decoder."""
+    """Exact seeks; scaling inside the decoder."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any], path: str) -> None:
         from torchcodec.decoders import AudioDecoder, VideoDecoder
         from torchcodec.transforms import Resize
 
         size = (job["size"], job["size"])
         self._job = job
-        self._video = VideoDecoder(job["path"], num_ffmpeg_threads=1, transforms=[Resize(size)])
-        self._audio = AudioDecoder(job["path"], sample_rate=job["rate"], num_channels=1)
+        self._video = VideoDecoder(path, num_ffmpeg_threads=1, transforms=[Resize(size)])
+        self._audio = AudioDecoder(path, sample_rate=job["rate"], num_channels=1)
 
     def __call__(self, start: int) -> Clip:
         """The clip that begins with a frame."""
@@ -49,10 +51,10 @@ class Torchcodec:
 class Spdl:
     """One call a stream, which demuxes, decodes, scales and resamples without Python's lock."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any], path: str) -> None:
         import spdl.io
 
-        self._job, self._io = job, spdl.io
+        self._job, self._io, self._path = job, spdl.io, path
         self._config = spdl.io.decode_config(decoder_options={"threads": "1"})
         size = job["size"]
         self._pictures = spdl.io.get_video_filter_desc(
@@ -65,24 +67,24 @@ class Spdl:
         job, io = self._job, self._io
         half = 0.5 / job["fps"]  # it takes the frames that begin in the window
         window = start / job["fps"] - half, (start + job["num_frames"]) / job["fps"] - half
-        packets = io.demux_video(job["path"], timestamp=window)
+        packets = io.demux_video(self._path, timestamp=window)
         decoded = io.decode_packets(packets, decode_config=self._config, filter_desc=self._pictures)
         frames = io.to_numpy(io.convert_frames(decoded))[: job["num_frames"]]
         exact = window[0] + half, window[1] + half
-        sound = io.to_numpy(io.load_audio(job["path"], timestamp=exact, filter_desc=self._sound))
+        sound = io.to_numpy(io.load_audio(self._path, timestamp=exact, filter_desc=self._sound))
         return torch.from_numpy(frames).permute(0, 3, 1, 2), torch.from_numpy(sound[0])
 
 
 class Decord:
-    """Readers stay open; the sound reader decodes the whole track when it is opened."""
+    """The sound reader decodes the whole track when it is opened."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any], path: str) -> None:
         import decord
 
         size = job["size"]
         self._job = job
-        self._video = decord.VideoReader(job["path"], width=size, height=size, num_threads=1)
-        self._audio = decord.AudioReader(job["path"], sample_rate=job["rate"], mono=True)
+        self._video = decord.VideoReader(path, width=size, height=size, num_threads=1)
+        self._audio = decord.AudioReader(path, sample_rate=job["rate"], mono=True)
 
     def __call__(self, start: int) -> Clip:
         """The clip that begins with a frame."""
@@ -95,13 +97,13 @@ class Decord:
 
 
 class Pyav:
-    """Containers stay open; seek, decode, and one scaler and one resampler a clip."""
+    """Seek, decode, and one scaler and one resampler a clip."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any], path: str) -> None:
         import av
 
         self._job, self._av = job, av
-        self._video, self._audio = av.open(job["path"]), av.open(job["path"])
+        self._video, self._audio = av.open(path), av.open(path)
         self._video.streams.video[0].codec_context.thread_count = 1
         self._scaler = av.video.reformatter.VideoReformatter()
 
@@ -109,6 +111,7 @@ class Pyav:
         """The clip that begins with a frame."""
         job, begin = self._job, start / self._job["fps"]
         stream = self._video.streams.video[0]
+        assert stream.time_base is not None
         first = round(begin / stream.time_base) + (stream.start_time or 0)
         self._video.seek(first, stream=stream)
         frames = []
@@ -124,6 +127,7 @@ class Pyav:
         job = self._job
         count = round(job["num_frames"] / job["fps"] * job["rate"])
         stream = self._audio.streams.audio[0]
+        assert stream.time_base is not None
         self._audio.seek(max(round((begin - 0.1) / stream.time_base), 0), stream=stream)
         resampler = self._av.AudioResampler(format="fltp", layout="mono", rate=job["rate"])
         pieces, at = [], None
@@ -137,7 +141,7 @@ class Pyav:
         return np.concatenate(pieces)[first : first + count]
 
 
-PEERS: dict[str, tuple[Callable[[dict[str, Any]], Callable[[int], Clip]], str]] = {
+PEERS: dict[str, tuple[Callable[[dict[str, Any], str], Callable[[int], Clip]], str]] = {
     "torchcodec": (Torchcodec, "torchcodec"),
     "spdl": (Spdl, "spdl"),
     "decord2": (Decord, "decord2"),
@@ -146,11 +150,10 @@ PEERS: dict[str, tuple[Callable[[dict[str, Any]], Callable[[int], Clip]], str]] 
 
 
 class Clips(torch.utils.data.Dataset[tuple[torch.Tensor, ...]]):
-    """What a user of the peer would write: one item a clip, the decoder made once in each worker."""
+    """What a user of the peer would write: one item a clip."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
-        self._reader: Callable[[int], Clip] | None = None
         self._num_samples = round(job["num_frames"] / job["fps"] * job["rate"])
         self._filters = torch.from_numpy(np.load(job["filters"]))
         self._window = torch.hann_window(512)
@@ -160,10 +163,9 @@ class Clips(torch.utils.data.Dataset[tuple[torch.Tensor, ...]]):
         return len(self._job["starts"])
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
-        if self._reader is None:
-            torch.set_num_threads(1)
-            self._reader = PEERS[self._job["peer"]][0](self._job)
-        frames, sound = self._reader(self._job["starts"][index])
+        torch.set_num_threads(1)
+        reader = PEERS[self._job["peer"]][0](self._job, self._job["paths"][index])
+        frames, sound = reader(self._job["starts"][index])
         sound = torch.nn.functional.pad(sound, (0, max(self._num_samples - len(sound), 0)))[: self._num_samples]
         spectrum = torch.stft(sound, 512, 160, window=self._window, pad_mode="constant", return_complex=True).abs()
         mel = 10 * torch.log10((self._filters @ spectrum.square()).clamp(min=1e-10))
@@ -193,7 +195,6 @@ def main() -> None:
     items = [clips[index] for index in range(min(8, len(clips)))]
     frames, audio, mel = (torch.stack(part).numpy() for part in zip(*items, strict=True))
     np.savez(job["samples"], frames=frames, audio=audio, mel=mel)
-    clips = Clips(job)  # without a decoder: it cannot be handed to workers
     rates = []
     for _ in range(job["rounds"]):
         first_end, counted, first = 0.0, 0, 0

@@ -42,7 +42,7 @@ def measured(folder: Path, num_rows: int, num_media: int) -> dict[str, dict[str,
 
 @pytest.mark.timeout(600)
 def test_memory_does_not_grow_by_an_object_a_row(tmp_path: Path) -> None:
-    few, many = ROWS_PER_CHUNK, 3 * ROWS_PER_CHUNK
+    few, many = 2 * ROWS_PER_CHUNK, 6 * ROWS_PER_CHUNK  # what lasts is told from what is written at a time
     small = measured(tmp_path / "small", few, 2048)
     large = measured(tmp_path / "large", many, 2048)
     assert large["verify"]["rows"] == many

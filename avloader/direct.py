@@ -220,7 +220,8 @@ class _WavSound:
         except (OSError, EOFError):
             return False
         if self._num_channels == 1:
-            np.multiply(samples[:, 0], self._scale, out=out, casting="same_kind")
+            out[:] = samples[:, 0]
+            np.multiply(out, self._scale, out=out)  # by a power of two: exact
         else:
             scaled = (samples * self._scale).astype(np.float32) if self._scale != 1 else samples
             np.mean(scaled.T, axis=0, dtype=np.float32, out=out)

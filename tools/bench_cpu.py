@@ -8,7 +8,8 @@ Rows:
             that has them), which are checked first: frames by the number that they show, sound against ours. Every clip
             lies in a file of its own, so that nobody shares decoding
     far     time of a clip at the end of a 20-minute and a 2-hour file, by that of one at its start
-    sound   time of a 0.64 s window at 16 kHz: AAC in mp4, a WAV cache at 16 kHz, `librosa.load` of a 48 kHz WAV
+    sound   time of a 0.64 s window at 16 kHz: a WAV cache at 16 kHz against AAC in mp4, and against `librosa.load` with
+            offset and duration of that mp4 (needs the command ffmpeg), of Ogg Vorbis and of WAV at 48 kHz
     memory  memory and open files of all processes while the loader delivers clips of many files
 
 What is compared takes turns; a figure is the median of the rounds. For the loader against decoding alone see
@@ -18,6 +19,7 @@ What is compared takes turns; a figure is the median of the rounds. For the load
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import mmap
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +38,7 @@ from typing import Any
 import av
 import librosa
 import numpy as np
+import soundfile
 from bench_loader import BATCH_SIZE, NUM_FRAMES, RATE, SIZE, loader_of, machine, measure, random_manifest, recipes
 from make_truth_media import Recipe, make, read_number
 
@@ -209,26 +213,44 @@ def sound(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     assert info is not None
     readers["wav"] = AudioReader(os.fspath(folder / "wav.wav"), info)
     starts = np.random.default_rng(0).uniform(1, 58, 200).round(2).tolist()
+    with soundfile.SoundFile(folder / "ogg48.ogg", "w", 48000, 1, format="OGG") as ogg:
+        for first in range(0, len(native), 48000):  # libsndfile's Vorbis overflows its stack if it gets all at once
+            ogg.write(native[first : first + 48000])
     kinds: dict[str, Callable[[float], Any]] = {
         "wav": lambda begin: readers["wav"].read(round(begin * RATE), round(begin * RATE) + NUM_SAMPLES)[0],
         "aac": lambda begin: _window(readers["aac"], begin, RATE),
-        "librosa": lambda begin: librosa.load(folder / "wav48.wav", sr=RATE, offset=begin + 1e-6, duration=SECONDS)[0],
+        "librosa, AAC": lambda begin: _librosa(path, begin),
+        "librosa, Ogg": lambda begin: _librosa(folder / "ogg48.ogg", begin),
+        "librosa, WAV": lambda begin: _librosa(folder / "wav48.wav", begin),
     }
+    warnings.simplefilter("ignore")  # librosa warns that it asks ffmpeg
     for begin in starts[:20]:
         expected = kinds["aac"](begin)
-        for kind in ("wav", "librosa"):
-            found = kinds[kind](begin)
-            middle = slice(500, -500)  # librosa resamples what it cut out
-            error = np.square(found[middle] - expected[middle]).sum() / np.square(expected[middle]).sum()
-            assert error < 1e-4, (kind, begin, error)
+        for kind in kinds:
+            if kind != "librosa, AAC":  # it starts by the priming too late, at each seek elsewhere
+                found = kinds[kind](begin)
+                middle = slice(500, -500)  # librosa resamples what it cut out
+                error = np.square(found[middle] - expected[middle]).sum() / np.square(expected[middle]).sum()
+                assert error < (0.1 if "Ogg" in kind else 1e-4), (kind, begin, error)
+    slow = {"librosa, AAC": 5}  # windows of what takes long
+    counts = {kind: slow.get(kind, len(starts)) for kind in kinds}
     measured = _in_turn(
-        arguments.rounds, *(lambda read=read: [read(begin) for begin in starts] for read in kinds.values())
+        arguments.rounds,
+        *(
+            lambda read=read, kind=kind: [read(begin) for begin in starts[: counts[kind]]]
+            for kind, read in kinds.items()
+        ),
     )
-    seconds = dict(zip(kinds, measured, strict=True))
+    windows = {kind: np.divide(seconds, counts[kind]).tolist() for kind, seconds in zip(kinds, measured, strict=True)}
     return [
-        _ratio("cached WAV against AAC", seconds["wav"], seconds["aac"], len(starts), "wav", "aac"),
-        _ratio("cached WAV against librosa", seconds["wav"], seconds["librosa"], len(starts), "wav", "librosa"),
+        _ratio(f"cached WAV against {kind}", windows["wav"], windows[kind], 1, "wav", "other")
+        for kind in kinds
+        if kind != "wav"
     ]
+
+
+def _librosa(path: Path, begin: float) -> Any:
+    return librosa.load(path, sr=RATE, offset=begin + 1e-6, duration=SECONDS)[0]
 
 
 def memory(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -259,7 +281,8 @@ def _footprint() -> dict[str, float]:
     """Memory that this process and its children use alone or share, and their open files."""
     pids = [os.getpid()]
     for task in Path("/proc/self/task").iterdir():
-        pids += [int(pid) for pid in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended
+            pids += [int(pid) for pid in (task / "children").read_text().split()]
     bytes_used = 0
     for pid in pids:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -315,9 +338,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in arguments.rows.split(","):
         with tempfile.TemporaryDirectory() as folder:
             report[row] = ROWS[row](arguments, Path(folder))
-        print(json.dumps({row: report[row]}, indent=1))
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        print(json.dumps({row: report[row]}, indent=1), flush=True)
+        if arguments.output is not None:
+            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

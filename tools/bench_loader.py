@@ -9,9 +9,9 @@ are near each other share decoding on the CPU, or each in a file of its own, whi
 
 What the loader delivers is checked first: every frame by the number that it shows, every window of sound by its place
 in the known sound. Then bare decode and loader take turns; a figure is the median of the rounds. The loader runs on
-from epoch to epoch and is timed from the middle of the first to the end of the second: what was read ahead then was
-read before, as much as is at the end. An epoch has to be longer than what is read ahead, or the same clip of two
-epochs shares decoding.
+from epoch to epoch and is timed from the middle of the second to the end of the third: what was read ahead then was
+read before, as much as is at the end, into memory that had been written before. An epoch has to be longer than what is
+read ahead, or the same clip of two epochs shares decoding.
 """
 
 from __future__ import annotations
@@ -224,14 +224,14 @@ def bare_gpu(manifest: Manifest, folder: Path, lanes: int) -> float:
 
 
 def measure(loader: AVLoader) -> tuple[float, float]:
-    """Clips per second, and seconds to the first batch: two epochs, timed from the middle of the first one on."""
+    """Clips per second, and seconds to the first batch: three epochs, timed from the middle of the second one on."""
     begin = time.perf_counter()
     first, middle, counted = 0.0, 0.0, 0
-    for _ in range(2):
+    for epoch in range(3):
         for number, batch in enumerate(loader):
             first = first or time.perf_counter() - begin
             counted += len(batch) if middle else 0
-            if not middle and number == len(loader) // 2:
+            if not middle and epoch and number == len(loader) // 2:
                 middle = time.perf_counter()
     return counted / (time.perf_counter() - middle), first
 

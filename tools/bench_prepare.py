@@ -125,8 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, help="file to write")
-    parser.add_argument("--clips", type=int, default=480, help="clips of the one file, more than are read ahead (480)")
-    parser.add_argument("--own-files", type=int, default=400, help="clips in files of their own, likewise (400)")
+    parser.add_argument(
+        "--clips", type=int, default=480, help="clips of one file, more than are read ahead (480); 0: none"
+    )
+    parser.add_argument(
+        "--own-files", type=int, default=400, help="clips in files of their own, likewise (400); 0: none"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="passes of each (default: 3)")
     arguments = parser.parse_args(argv)
     result: dict[str, Any] = {
@@ -136,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         jobs = [("one file", arguments.clips, 60, list(VARIANTS)), ("own files", arguments.own_files, 3, ["224"])]
         for job, num_clips, seconds, variants in jobs:
+            if not num_clips:
+                continue
             place, own_files = Path(name, job), job == "own files"
             result[job] = compare(place, num_clips, seconds, variants, arguments.rounds, own_files=own_files)
             if arguments.output is not None:

@@ -113,9 +113,9 @@ def compare(
         clips, windows = statistics.median(speeds[key]), statistics.median(sounds[key])
         facts[key] |= {
             "clips_per_second": round(clips, 1),
-            "times_before": round(statistics.median(np.divide(speeds[key], speeds["before"])), 2),
+            "times_before": round(float(statistics.median(np.divide(speeds[key], speeds["before"]))), 2),
             "sound_windows_per_second": round(windows),
-            "sound_times_before": round(statistics.median(np.divide(sounds[key], sounds["before"])), 1),
+            "sound_times_before": round(float(statistics.median(np.divide(sounds[key], sounds["before"]))), 1),
         }
         print(key, facts[key], flush=True)
     return facts

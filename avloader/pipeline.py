@@ -192,6 +192,8 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
                 frames = fn.sequence_rearrange(frames, new_order=inputs["order"])
             frames = self._scaled(frames, inputs)
             frames = fn.coord_transform(frames, M=inputs["matrix"], T=inputs["shift"], dtype=types.UINT8)
+            if options.picture.color == "grey":  # of colours that were clipped to 0-255, as on the CPU
+                frames = fn.coord_transform(frames, M=_GREY_OF_RGB, dtype=types.UINT8)
         outputs = []
         if frames is not None:
             outputs.append(_normalized(frames, options.normalize, is_planar=file_list is None, device=device))
@@ -450,6 +452,8 @@ def _normalized(frames: DataNode, normalize: Normalize, *, is_planar: bool, devi
     return fn.crop_mirror_normalize(frames, mean=list(mean), std=list(std), dtype=types.FLOAT, output_layout="FCHW")
 
 
+_GREY_OF_RGB = [0.299, 0.587, 0.114]  # one row; OpenCV's and FFmpeg's grey
+
 _LUMA_WEIGHTS = {  # (red, blue): ITU-T H.273, table 4; what FFmpeg's scaler uses, BT.601 where the stream says nothing
     "bt709": (0.2126, 0.0722),
     "bt2020": (0.2627, 0.0593),
@@ -476,8 +480,6 @@ def _ycbcr_to_color(
     )
     if color == "bgr":
         matrix = matrix[::-1]
-    elif color == "grey":
-        matrix = np.array([[0.299, 0.587, 0.114]]) @ matrix
     shift = -matrix @ np.array([black, 128.0, 128.0])
     return matrix.astype(np.float32), shift.astype(np.float32)
 

@@ -42,14 +42,15 @@ import numpy as np
 import soundfile
 import torch
 from bench_loader import BATCH_SIZE, FEATURES, NUM_FRAMES, RATE, SIZE
-from make_truth_media import Recipe, make, read_number, sound_of
+from make_truth_media import Recipe, read_number, sound_of
 from rich.console import Console
 from rich.table import Table
 
 from avloader import AVLoader, Manifest, build_manifest
 from avloader.loader import IMAGENET_MEAN, IMAGENET_STD, AVBatch
 
-CLIPS = {"224x224 GOP 12": 4096, "1280x720 GOP 50": 1024, "1920x1080 GOP 60": 512}
+# More than what is read ahead: else the same clip of two epochs would be decoded once
+CLIPS = {"224x224 GOP 12": 4096, "1280x720 GOP 50": 2048, "1920x1080 GOP 60": 2048}
 
 
 def loader_of(manifest: Manifest, **more: Any) -> AVLoader:
@@ -235,7 +236,7 @@ def rates(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for name, recipe in bench.recipes(60).items():
         place = folder / recipe.name
         place.mkdir()
-        manifest = bench.random_manifest(make(recipe, place), recipe, CLIPS[name], place)
+        manifest = bench.random_manifest(bench.medium(recipe, place, arguments.media), recipe, CLIPS[name], place)
         soundfile.write(manifest.media(0).path + ".wav", sound_of(recipe), 48000)
         bench.verify(manifest, recipe, argparse.Namespace(device="gpu", decode="auto"))
         num_batches = CLIPS[name] // BATCH_SIZE
@@ -275,7 +276,7 @@ def rates(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def waiting(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds that a training step waits for its batch, at 80 % of the loader's rate."""
     recipe = bench.recipes(60)["1280x720 GOP 50"]
-    manifest = bench.random_manifest(make(recipe, folder), recipe, 1024, folder)
+    manifest = bench.random_manifest(bench.medium(recipe, folder, arguments.media), recipe, 2048, folder)
     bench.verify(manifest, recipe, argparse.Namespace(device="gpu", decode="auto"))
     weights = torch.randn(4096, 4096, device="cuda")
     with loader_of(manifest) as loader:
@@ -305,7 +306,7 @@ def waiting(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]
 def memory(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Memory of the GPU and rate, at 1920x1080."""
     recipe = bench.recipes(60)["1920x1080 GOP 60"]
-    manifest = bench.random_manifest(make(recipe, folder), recipe, 512, folder)
+    manifest = bench.random_manifest(bench.medium(recipe, folder, arguments.media), recipe, 2048, folder)
     bench.verify(manifest, recipe, argparse.Namespace(device="gpu", decode="auto"))
     results = []
     for name, options in (("default", {}), ("no limit", {"memory_limit": 10**12})):
@@ -331,10 +332,10 @@ def memory(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def copies(folder: Path, num_files: int, seconds: int = 3) -> tuple[Recipe, list[Path]]:
+def copies(folder: Path, num_files: int, arguments: argparse.Namespace) -> tuple[Recipe, list[Path]]:
     """So many files of 224x224, the same in content."""
-    recipe = bench.recipes(seconds)["224x224 GOP 12"]
-    path = make(recipe, folder)
+    recipe = bench.recipes(3)["224x224 GOP 12"]
+    path = bench.medium(recipe, folder, arguments.media)
     paths = [folder / f"{number:05d}.mp4" for number in range(num_files)]
     for copy in paths:
         shutil.copyfile(path, copy)
@@ -361,7 +362,7 @@ def _process() -> dict[str, float]:
 
 def files(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every clip its own file."""
-    recipe, paths = copies(folder, 16_000)
+    recipe, paths = copies(folder, 16_000, arguments)
     draw = np.random.default_rng(0).integers(0, 75 - NUM_FRAMES, len(paths)) / 25
     manifest = manifest_of(list(zip(paths, draw.tolist(), strict=True)), folder)
     bench.verify(manifest, recipe, argparse.Namespace(device="gpu", decode="auto"))
@@ -394,7 +395,7 @@ def files(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def start(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """100,000 rows over 5,000 files."""
-    recipe, paths = copies(folder, 5_000)
+    recipe, paths = copies(folder, 5_000, arguments)
     draw = np.random.default_rng(0).integers(0, 75 - NUM_FRAMES, 100_000) / 25
     manifest = manifest_of([(paths[number % 5_000], at) for number, at in enumerate(draw.tolist())], folder)
     bench.verify(manifest, recipe, argparse.Namespace(device="gpu", decode="auto"))
@@ -414,7 +415,7 @@ def start(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def epochs(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Ten shuffled epochs."""
     recipe = bench.recipes(60)["224x224 GOP 12"]
-    manifest = bench.random_manifest(make(recipe, folder), recipe, 500, folder)
+    manifest = bench.random_manifest(bench.medium(recipe, folder, arguments.media), recipe, 500, folder)
     counts, num_right = collections.Counter[int](), 0
     with loader_of(manifest, shuffle=True, normalize=None, sample_rate=48000, features=None) as loader:
         for _ in range(10):
@@ -451,8 +452,8 @@ KINDS = ("removed", "empty", "half", "no header", "text", "zeros in the middle",
 def faults(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Damaged files among good ones, before and while they are read."""
     (folder / "other").mkdir()
-    other = make(bench.recipes(3)["1280x720 GOP 50"], folder / "other")
-    recipe, paths = copies(folder, 1_000)
+    other = bench.medium(bench.recipes(3)["1280x720 GOP 50"], folder / "other", arguments.media)
+    recipe, paths = copies(folder, 1_000, arguments)
     manifest = manifest_of([(path, 0.4) for path in paths for _ in range(4)], folder)
     damaged = dict(zip(paths[3::10], KINDS * 13, strict=False))
     for path, kind in damaged.items():
@@ -513,6 +514,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="how often each rate is taken (default: 3)")
     parser.add_argument("--other-rounds", type=int, default=2, help="... of other loaders (default: 2)")
     parser.add_argument("--lanes", type=int, default=8, help="bare readers side by side (default: 8)")
+    parser.add_argument("--media", type=Path, help="folder that keeps the media for the next run")
     parser.add_argument("--other", nargs=3, metavar=("NAME", "MANIFEST", "BATCHES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     sys.path.insert(0, os.fspath(Path(__file__).parent))

@@ -22,6 +22,7 @@ import functools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -62,6 +63,19 @@ def recipes(seconds: int) -> dict[str, Recipe]:
         "1280x720 GOP 50": recipe(1280, 720, 50),
         "1920x1080 GOP 60": recipe(1920, 1080, 60),
     }
+
+
+def medium(recipe: Recipe, folder: Path, kept: Path | None) -> Path:
+    """The file of `recipe` in `folder`: made, or a copy of what an earlier run has left in `kept`."""
+    if kept is None:
+        return make(recipe, folder)
+    assert recipe.picture is not None
+    file = kept / f"{recipe.picture.num_frames}_{recipe.file_name}"
+    if not file.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept) as making:
+            make(recipe, Path(making)).replace(file)
+    return Path(shutil.copyfile(file, folder / recipe.file_name))
 
 
 def random_manifest(path: Path, recipe: Recipe, num_clips: int, folder: Path, *, own_files: bool = False) -> Manifest:
@@ -241,7 +255,7 @@ def bench(
 ) -> dict[str, Any]:
     """All figures of one kind of media."""
     folder.mkdir()
-    manifest = random_manifest(make(recipe, folder), recipe, num_clips, folder, own_files=own_files)
+    manifest = random_manifest(medium(recipe, folder, arguments.media), recipe, num_clips, folder, own_files=own_files)
     verify(manifest, recipe, arguments)
     figures: dict[str, list[float]] = {"bare": [], "loader": [], "first batch": []}
     if arguments.device == "cpu":
@@ -336,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--decode", choices=("auto", "nvdec", "cpu"), default="auto")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--media", type=Path, help="folder that keeps the media for the next run")
     parser.add_argument("--seconds", type=int, default=60, help="length of the one file (default: 60)")
     parser.add_argument("--clips", type=_counts, default=[960, 480, 480],
                         help="clips of each kind in one file (default: 960,480,480)")  # fmt: skip

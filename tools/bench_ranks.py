@@ -23,7 +23,6 @@ import bench_gpu
 import bench_loader as bench
 import torch
 import torch.distributed as dist
-from make_truth_media import make
 
 from avloader import Manifest
 
@@ -59,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file for the figures; those of other numbers of GPUs stay")
+    parser.add_argument("--media", type=Path, help="folder that keeps the media for the next run")
     arguments = parser.parse_args(argv)
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = Path(shared[0], recipe.name)
             if rank == 0:
                 folder.mkdir()
-                bench.random_manifest(make(recipe, folder), recipe, bench_gpu.CLIPS[name], folder)
+                medium = bench.medium(recipe, folder, arguments.media)
+                bench.random_manifest(medium, recipe, bench_gpu.CLIPS[name], folder)
             dist.barrier()
             manifest = Manifest.open(folder / "manifest")
             if "224" in name:

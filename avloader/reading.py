@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import mmap
@@ -9,9 +10,8 @@ import os
 import pickle
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
+from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -494,16 +494,19 @@ class ReadAhead:
             if self._closed:
                 raise StopIteration
             batch = self._under_way.pop(number)
+        batch.finished.wait()
         valid: list[tuple[int, int]] = []
         errors: dict[int, AVLoaderError] = {}
         sounds: list[npt.NDArray[np.float32]] = []
-        for place, (clip, slot, result) in enumerate(zip(batch.clips, batch.slots, batch.results(), strict=True)):
+        for place, (clip, slot, result) in enumerate(zip(batch.clips, batch.slots, batch.results, strict=True)):
             sound = self._layout.sound(self._memory.memory, slot)
             sound = sound[: 0 if clip.sound is None else clip.sound.num_samples]
             if isinstance(result, AVLoaderError):
                 errors[place] = _with_place(result, clip)
                 sound[:] = 0.0
                 result = (0, 0)
+            elif isinstance(result, BaseException):
+                raise result
             valid.append(result)
             sounds.append(sound)
         frames = [
@@ -522,22 +525,28 @@ class ReadAhead:
             for kind in self._kinds.values():
                 kind.waiting = deque(batch for batch in kind.waiting if batch[0] not in unwanted)
             given_up = [self._under_way.pop(number) for number in unwanted if number in self._under_way]
-        wait_for(future for batch in given_up for future in batch.futures)  # until no worker writes there
+        self._give_up(given_up)
         self._free([slot for batch in given_up for slot in batch.slots])
 
     def close(self) -> None:
         """Read no more, and wait until no worker writes into a slot."""
         with self._lock:
             self._closed = True
-            futures = [future for batch in self._under_way.values() for future in batch.futures]
+            given_up = list(self._under_way.values())
             self._under_way.clear()
             for kind in self._kinds.values():
                 kind.waiting.clear()
             for begun in self._wanted.values():
                 begun.set()
-        for future in futures:
-            future.cancel()
-        wait_for(future for future in futures if not future.cancelled())
+        self._give_up(given_up)
+
+    def _give_up(self, batches: Sequence[_UnderWay]) -> None:
+        """Wait until no worker writes into their slots, nor will."""
+        for batch in batches:
+            batch.is_given_up = True
+            self._queue.cancel(batch.orders)
+        for batch in batches:
+            batch.finished.wait()
 
     def _free(self, slots: Sequence[int]) -> None:
         with self._lock:
@@ -549,30 +558,24 @@ class ReadAhead:
         for with_frames, kind in self._kinds.items():
             while kind.waiting and len(kind.free) >= len(kind.waiting[0][1]):
                 number, clips = kind.waiting.popleft()
-                slots = [kind.free.pop() for _ in clips]
-                read = self._read_clips if with_frames else self._read_sounds
-                self._under_way[number] = read(clips, slots)
+                batch = _UnderWay(clips, [kind.free.pop() for _ in clips])
+                self._under_way[number] = batch
+                self._begin(batch, with_frames=with_frames)
                 if number in self._wanted:
                     self._wanted[number].set()
 
-    def _read_clips(self, clips: Sequence[ClipRead], slots: list[int]) -> _UnderWay:
-        futures = [
-            self._queue.submit(
-                clip.task(slot, with_frames=True),
-                path=clip.media.path,
-                span=clip.decoded_span,
-                at_a_time=self._pictures_at_a_time,
-            )
-            for clip, slot in zip(clips, slots, strict=True)
-        ]
-        return _UnderWay(clips, slots, futures)
-
-    def _read_sounds(self, clips: Sequence[ClipRead], slots: list[int]) -> _UnderWay:
-        if all(clip.sound is None for clip in clips):
-            return _Nothing(clips, slots, [])
-        tasks = [clip.task(slot, with_frames=False) for clip, slot in zip(clips, slots, strict=True)]
-        groups = [tasks[first : first + _SOUNDS_PER_TASK] for first in range(0, len(tasks), _SOUNDS_PER_TASK)]
-        return _Sounds(clips, slots, [self._pool.submit(group) for group in groups], groups, self._queue)
+    def _begin(self, batch: _UnderWay, *, with_frames: bool) -> None:
+        tasks = [clip.task(slot, with_frames=with_frames) for clip, slot in zip(batch.clips, batch.slots, strict=True)]
+        if with_frames:
+            places = [(clip.media.path, clip.decoded_span) for clip in batch.clips]
+            sharing = [(task, *place) for task, place in zip(tasks, places, strict=True)]
+            batch.orders = self._queue.run(sharing, batch.done, at_a_time=self._pictures_at_a_time)
+        elif all(task.sound is None for task in tasks):  # the GPU decodes the pictures, and no sound is wanted
+            for place in range(len(tasks)):
+                batch.done(place, (0, 0))
+        else:
+            starts = range(0, len(tasks), _SOUNDS_PER_TASK)
+            self._pool.run([_Sounds(batch, start, tasks[start:][:_SOUNDS_PER_TASK], self._queue) for start in starts])
 
 
 @dataclass(slots=True)
@@ -583,54 +586,67 @@ class _Kind:
     waiting: deque[tuple[int, Sequence[ClipRead]]] = field(default_factory=deque)
 
 
-@dataclass(slots=True)
 class _UnderWay:
-    """A batch that workers read: a future a clip."""
-
-    clips: Sequence[ClipRead]
-    slots: list[int]
-    futures: list[Future[Any]]
-
-    def results(self) -> Iterator[_Result]:
-        """What came of each clip."""
-        for future in self.futures:
-            yield _result_of(future)
-
-
-@dataclass(slots=True)
-class _Sounds(_UnderWay):
-    """A batch of which workers read only the sound: a future a group, since each clip takes little more than a future.
+    """A batch that workers read.
 
     Attributes:
-        groups: The tasks of each future.
-        queue: Runs tasks again whose worker died.
+        clips: What is read.
+        slots: Where to.
+        orders: What cancels it in the queue.
+        results: What came of each clip.
+        finished: Set when that is known of all.
+        is_given_up: Whether nobody wants it any more.
     """
 
-    groups: list[list[ReadTask]]
-    queue: TaskQueue
+    def __init__(self, clips: Sequence[ClipRead], slots: list[int]) -> None:
+        self.clips, self.slots, self.orders = clips, slots, list[int]()
+        self.results: list[Any] = [None] * len(clips)
+        self.finished = threading.Event()
+        self.is_given_up = False
+        self._num_left = len(clips)
+        self._lock = threading.Lock()
 
-    def results(self) -> Iterator[_Result]:
-        for group, future in zip(self.groups, self.futures, strict=True):
-            try:
-                yield from future.result()
-            except WorkerDied:  # perhaps over one of them
-                yield from map(_result_of, [self.queue.submit(task, path=None) for task in group])
+    def done(self, place: int, result: Any) -> None:
+        """One clip is read: the range of samples that exist, or an exception."""
+        self.results[place] = result
+        with self._lock:
+            self._num_left -= 1
+            is_last = not self._num_left
+        if is_last:
+            self.finished.set()
 
 
-@dataclass(slots=True)
-class _Nothing(_UnderWay):
-    """A batch whose pictures the GPU decodes, and of which no sound is wanted."""
+class _Sounds:
+    """Clips of which workers read only the sound, several at a time: it takes little longer than to hand a task over.
 
-    def results(self) -> Iterator[_Result]:
-        return iter([(0, 0)] * len(self.clips))
+    Args:
+        batch: Their batch.
+        first: The place of the first in it.
+        tasks: What to read.
+        queue: Runs them again if the worker dies, perhaps over one of them.
+    """
 
+    __slots__ = ("_batch", "_first", "_queue", "_tasks")
 
-def _result_of(future: Future[Any]) -> _Result:
-    try:
-        result: _Result = future.result()
-    except AVLoaderError as error:
-        return error
-    return result
+    def __init__(self, batch: _UnderWay, first: int, tasks: list[ReadTask], queue: TaskQueue) -> None:
+        self._batch, self._first, self._tasks, self._queue = batch, first, tasks, queue
+
+    def begin(self) -> list[ReadTask] | None:
+        if not self._batch.is_given_up:
+            return self._tasks
+        self.end(None, CancelledError())
+        return None
+
+    def end(self, result: Any, error: BaseException | None) -> None:
+        if isinstance(error, WorkerDied):
+            with contextlib.suppress(RuntimeError):  # the pool is closed
+                self._queue.run([(task, None, (0, 0)) for task in self._tasks], self._done)
+                return
+        for number in range(len(self._tasks)):
+            self._done(number, result[number] if error is None else error)
+
+    def _done(self, number: int, result: Any) -> None:
+        self._batch.done(self._first + number, result)
 
 
 class ReadPool:

@@ -123,9 +123,9 @@ class Schedule:
         for place, clip in enumerate(batch):
             self._join(scheduled, place, clip)
         for route, (piece, begun) in list(self._open.items()):
-            # A lane that decodes on the CPU takes pieces of any length; NVDEC's reader fills short ones up, at the cost
-            # of decoding, so that they end short only with an epoch, or if clips of their size have become rare.
-            is_over = route is None or len(batch) < self._batch_size or self._num_pulled - begun >= _PATIENCE
+            # What a lane does for a piece costs much the same for few clips as for many, and NVDEC's reader even fills
+            # short ones up, at the cost of decoding: they end short only with an epoch, or if such clips are rare.
+            is_over = len(batch) < self._batch_size or self._num_pulled - begun >= _PATIENCE
             if is_over and piece.clips:
                 self._close(route)
         self._ahead.append(scheduled)

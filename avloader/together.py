@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from avloader.workers import WorkerDied, WorkerPool
 __all__ = ["TaskQueue"]
 
 _MOST_TOGETHER = 16  # more gains little, and the first of them waits for the last
+
+
+Done = Callable[[int, Any], None]  # told a task's number, and its result or exception
 
 
 @dataclass(slots=True, eq=False)
@@ -30,9 +33,30 @@ class _Entry:
     path: str | None
     span: tuple[int, int]
     at_a_time: int
-    future: Future[Any]
-    has_begun: bool = False
+    number: int
+    done: Done
     is_last_try: bool = False
+
+
+class _Request:
+    """Asks the pool for a worker; when there is one, it gets what is due."""
+
+    __slots__ = ("_chosen", "_queue")
+
+    def __init__(self, queue: TaskQueue) -> None:
+        self._queue = queue
+        self._chosen: list[_Entry] = []
+
+    def begin(self) -> list[Any] | None:
+        self._chosen = self._queue.choose()
+        return [entry.task for entry in self._chosen] or None
+
+    def end(self, result: Any, error: BaseException | None) -> None:
+        if isinstance(error, CancelledError):  # the pool was closed, and nobody will ask for this task or any other
+            self._chosen, error = self._queue.choose(), WorkerDied("the worker pool was closed")
+            self._queue.finish(self._chosen, None, error, is_last_try=True)
+        else:
+            self._queue.finish(self._chosen, result, error)
 
 
 class TaskQueue:
@@ -50,76 +74,105 @@ class TaskQueue:
         self._spans: dict[str, list[tuple[int, int]]] = {}  # by path: beginning and order of those that may share
 
     def submit(self, task: Any, *, path: str | None, span: tuple[int, int] = (0, 0), at_a_time: int = 1) -> Future[Any]:
-        """Queue a task; the future holds its result or its exception.
+        """Queue a task; the future holds its result or its exception."""
+        future: Future[Any] = Future()
+
+        def done(_: int, result: Any) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self.run([(task, path, span)], done, at_a_time=at_a_time)
+        return future
+
+    def run(
+        self, tasks: Iterable[tuple[Any, str | None, tuple[int, int]]], done: Done, *, at_a_time: int = 1
+    ) -> list[int]:
+        """Queue tasks.
 
         Args:
-            task: What a worker gets; must be picklable.
-            path: The file that it decodes; None: it shares nothing.
-            span: From where to where it decodes, both included.
-            at_a_time: How many of its kind a worker gets even if they share nothing, > 0.
+            tasks: Each with the file that it decodes (None: it shares nothing), and from where to where, both included.
+            done: Called once for each, with its number among `tasks`, and its result or exception; in the pool's
+                thread, or in one that closes the pool or calls `cancel`.
+            at_a_time: How many of their kind a worker gets even if they share nothing, > 0.
+
+        Returns:
+            What `cancel` takes.
         """
+        orders = []
         with self._lock:
-            entry = _Entry(self._num_tasks, task, path, span, at_a_time, Future())
-            self._num_tasks += 1
-            self._waiting[entry.order] = entry
-            if path is not None:
-                insort(self._spans.setdefault(path, []), (span[0], entry.order))
-        self._ask()
-        return entry.future
+            for number, (task, path, span) in enumerate(tasks):
+                order = self._num_tasks
+                self._num_tasks += 1
+                self._add(_Entry(order, task, path, span, at_a_time, number, done))
+                orders.append(order)
+        self._pool.run([_Request(self) for _ in orders])
+        return orders
 
-    def _ask(self) -> None:
-        """Ask for a worker; when one is free, what has waited longest is handed to it."""
-        chosen: list[_Entry] = []
-        was_asked = False
+    def cancel(self, orders: Iterable[int]) -> None:
+        """Give up those tasks that no worker has begun with; each ends with `CancelledError`."""
+        with self._lock:
+            entries = [self._remove(order) for order in orders if order in self._waiting]
+        for entry in entries:
+            entry.done(entry.number, CancelledError())
 
-        def make() -> list[Any] | None:
-            nonlocal was_asked
-            was_asked = True
+    def choose(self) -> list[_Entry]:
+        """Take the oldest task out of the queue, with those that share most with it; none if none waits."""
+        with self._lock:
+            return self._choose()
+
+    def finish(
+        self, entries: Sequence[_Entry], results: Any, error: BaseException | None, *, is_last_try: bool = False
+    ) -> None:
+        """Hand on what came of tasks."""
+        if error is None:
+            for entry, result in zip(entries, results, strict=True):
+                entry.done(entry.number, result)
+            return
+        for entry in entries:
+            if is_last_try or entry.is_last_try or not isinstance(error, WorkerDied) or not self._try_alone(entry):
+                entry.done(entry.number, error)
+
+    def _try_alone(self, entry: _Entry) -> bool:
+        """Run a task again: the worker died of it or one of the others, or was killed for no fault of theirs."""
+        entry.path, entry.is_last_try = None, True
+        with self._lock:
+            self._add(entry)
+        try:
+            self._pool.run([_Request(self)])
+        except RuntimeError:  # the pool is closed
             with self._lock:
-                chosen.extend(self._choose())
-            return [entry.task for entry in chosen] or None
+                return self._waiting.pop(entry.order, None) is None
+        return True
 
-        def finish(future: Future[Any]) -> None:
-            if not was_asked:  # the pool was closed, and nobody will ask for this task or any other
-                with self._lock:
-                    chosen.extend(self._choose())
-            self._finish(chosen, future)
-
-        self._pool.submit_later(make).add_done_callback(finish)
+    def _add(self, entry: _Entry) -> None:
+        self._waiting[entry.order] = entry
+        if entry.path is not None:
+            insort(self._spans.setdefault(entry.path, []), (entry.span[0], entry.order))
 
     def _choose(self) -> list[_Entry]:
-        """Take the oldest task out of the queue, with those that share most with it; none if none waits."""
-        while self._waiting:
-            oldest = self._remove(next(iter(self._waiting)))
-            if oldest.has_begun or oldest.future.set_running_or_notify_cancel():
-                break
-        else:
+        if not self._waiting:
             return []
+        oldest = self._remove(next(iter(self._waiting)))
         chosen = [oldest]
-        if oldest.has_begun:  # with others before, and the worker died: now alone
+        if oldest.is_last_try:
             return chosen
-        oldest.has_begun = True
         begin, end = oldest.span
         # The last tasks are spread over all workers.
         spread = 1 + len(self._waiting) // (2 * self._pool.num_workers)
         most = min(_MOST_TOGETHER, spread)
         while len(chosen) < most and (near := self._neighbour(oldest.path, begin, end)) is not None:
-            if self._join(chosen, near):
-                begin, end = min(begin, near.span[0]), max(end, near.span[1])
+            chosen.append(self._remove(near.order))
+            begin, end = min(begin, near.span[0]), max(end, near.span[1])
         most = min(oldest.at_a_time, spread)
         while len(chosen) < most and (older := next(iter(self._waiting.values()), None)) is not None:
-            if older.has_begun or older.at_a_time != oldest.at_a_time:
+            if older.is_last_try or older.at_a_time != oldest.at_a_time:
                 break
-            self._join(chosen, older)
+            chosen.append(self._remove(older.order))
         return chosen
-
-    def _join(self, chosen: list[_Entry], entry: _Entry) -> bool:
-        """Take an entry out of the queue, and add it unless it was cancelled."""
-        self._remove(entry.order)
-        if entry.future.set_running_or_notify_cancel():
-            entry.has_begun = True
-            chosen.append(entry)
-        return entry.has_begun
 
     def _neighbour(self, path: str | None, begin: int, end: int) -> _Entry | None:
         """A task of `path` that overlaps with [begin, end]."""
@@ -139,33 +192,3 @@ class TaskQueue:
             if not spans:
                 del self._spans[entry.path]
         return entry
-
-    def _finish(self, entries: Sequence[_Entry], future: Future[Any]) -> None:
-        if future.cancelled():
-            error: BaseException | None = WorkerDied("the worker pool was closed")
-        else:
-            error = future.exception()
-        if error is None:
-            for entry, result in zip(entries, future.result(), strict=True):
-                if isinstance(result, BaseException):
-                    entry.future.set_exception(result)
-                else:
-                    entry.future.set_result(result)
-        elif isinstance(error, WorkerDied) and not future.cancelled() and not entries[0].is_last_try:
-            self._try_alone(entries, error)
-        else:
-            for entry in entries:
-                entry.future.set_exception(error)
-
-    def _try_alone(self, entries: Sequence[_Entry], error: WorkerDied) -> None:
-        """Run tasks again, one by one: the worker died of one of them, or was killed for no fault of theirs."""
-        for entry in entries:
-            entry.path, entry.is_last_try = None, True
-            with self._lock:
-                self._waiting[entry.order] = entry
-            try:
-                self._ask()
-            except RuntimeError:  # the pool is closed
-                with self._lock:
-                    self._waiting.pop(entry.order, None)
-                entry.future.set_exception(error)

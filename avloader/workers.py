@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import importlib
 import mmap
 import os
 import pickle
+import selectors
 import signal
 import socket
 import subprocess
@@ -23,13 +23,13 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, InvalidStateError
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
 
 from avloader.errors import AVLoaderError
 
-__all__ = ["SharedMemory", "WorkerDied", "WorkerPool", "available_cores"]
+__all__ = ["Job", "SharedMemory", "WorkerDied", "WorkerPool", "available_cores"]
 
 _TASKS_PER_WORKER = 2  # one running, one waiting in the pipe, so that a worker never idles for its next task
 
@@ -70,6 +70,50 @@ class SharedMemory:
             self.memory.close()
 
 
+class Job(Protocol):
+    """What a pool runs: both are called by the pool's thread."""
+
+    def begin(self) -> Any:
+        """The task for a worker that is free now; None: there is none any more."""
+
+    def end(self, result: Any, error: BaseException | None) -> None:
+        """What came of it, once; `CancelledError`: the pool was closed before it began."""
+
+
+class _ForFuture:
+    """A task whose result somebody waits for."""
+
+    __slots__ = ("_future", "_task")
+
+    def __init__(self, task: Any, future: Future[Any]) -> None:
+        self._task, self._future = task, future
+
+    def begin(self) -> Any:
+        return None if self._future.cancelled() else self._task
+
+    def end(self, result: Any, error: BaseException | None) -> None:
+        if isinstance(error, CancelledError):
+            self._future.cancel()
+            return
+        with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+            if error is None:
+                self._future.set_result(result)
+            else:
+                self._future.set_exception(error)
+
+
+class _SecondTry:
+    """A job whose worker died of the task before it."""
+
+    __slots__ = ("_task", "end")
+
+    def __init__(self, task: Any, job: Job) -> None:
+        self._task, self.end = task, job.end
+
+    def begin(self) -> Any:
+        return self._task
+
+
 class _Worker:
     """One process, the connection to it, and the tasks that it was sent, oldest first."""
 
@@ -82,7 +126,7 @@ class _Worker:
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.sent: deque[tuple[Any, Future[Any]]] = deque()
+        self.sent: deque[tuple[Any, Job]] = deque()
         self.connection.send((target, init))
 
     def end(self, timeout: float) -> None:
@@ -114,33 +158,33 @@ class WorkerPool:
             raise ValueError(f"num_workers={num_workers} must be at least 1")
         self._make_worker: Callable[[], _Worker] = lambda: _Worker(target, init, memory)
         self.num_workers = num_workers
-        self._waiting: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._waiting: deque[Job] = deque()
         self._lock = threading.RLock()  # the garbage collector may close a pool from anywhere
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._closed = False
         self._workers = [self._make_worker() for _ in range(num_workers)]
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        for worker in self._workers:
+            self._selector.register(worker.connection, selectors.EVENT_READ, worker)
         self._thread = threading.Thread(target=self._dispatch, name="avloader-workers", daemon=True)
         self._thread.start()
         _open_pools.add(self)
 
     def submit(self, task: Any) -> Future[Any]:
         """Queue a task; the future holds its result or its exception."""
-        return self.submit_later(lambda: task)
-
-    def submit_later(self, make: Callable[[], Any]) -> Future[Any]:
-        """Queue a task that is made when a worker is free for it, by the pool's thread; None: there is none any more.
-
-        Returns:
-            Its result or its exception; cancelled if there was no task.
-        """
         future: Future[Any] = Future()
+        self.run([_ForFuture(task, future)])
+        return future
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Queue jobs."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the worker pool is closed")
-            self._waiting.append((make, future))
+            self._waiting.extend(jobs)
             self._wake()
-        return future
 
     def map_unordered(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Future[Any]]]:
         """Each task with its finished future, as they finish; a bounded number of them is under way at a time."""
@@ -195,27 +239,27 @@ class WorkerPool:
         try:
             while True:
                 self._send_waiting()
-                ready = wait([self._wake_read, *(worker.connection for worker in self._workers)])
-                if self._wake_read in ready:
-                    os.read(self._wake_read, 4096)
-                    if self._closed:
-                        return
-                for worker in list(self._workers):
-                    if worker.connection in ready:
-                        self._receive(worker)
+                for key, _ in self._selector.select():
+                    if key.data is not None:
+                        self._receive(key.data)
+                    else:
+                        os.read(self._wake_read, 4096)
+                        if self._closed:
+                            return
         finally:
+            self._selector.close()
             for worker in self._workers:
                 worker.connection.close()
             for worker in self._workers:
                 worker.end(timeout=2.0)
-                for _, future in worker.sent:
-                    _fail(future, WorkerDied("the worker pool was closed"))
+                for _, job in worker.sent:
+                    job.end(None, WorkerDied("the worker pool was closed"))
             with self._lock:
                 self._closed = True  # from here on nobody wakes this thread
                 os.close(self._wake_read)
                 os.close(self._wake_write)
-            for _, future in self._waiting:
-                future.cancel()
+            for job in self._waiting:
+                job.end(None, CancelledError())
 
     def _send_waiting(self) -> None:
         while True:
@@ -225,14 +269,11 @@ class WorkerPool:
             with self._lock:
                 if not self._waiting:
                     return
-                make, future = self._waiting.popleft()
-            if future.cancelled():
-                continue
-            task = make()
+                job = self._waiting.popleft()
+            task = job.begin()
             if task is None:
-                future.cancel()
                 continue
-            worker.sent.append((task, future))
+            worker.sent.append((task, job))
             try:
                 worker.connection.send(task)
             except OSError:  # it died since; `_receive` sees the end of its output and deals with its tasks
@@ -244,33 +285,25 @@ class WorkerPool:
         except (EOFError, OSError):
             self._replace(worker)
             return
-        _, future = worker.sent.popleft()
+        _, job = worker.sent.popleft()
         if is_error:
-            _fail(future, result)
+            job.end(None, result)
         else:
-            with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-                future.set_result(result)
+            job.end(result, None)
 
     def _replace(self, worker: _Worker) -> None:
+        self._selector.unregister(worker.connection)
         worker.end(timeout=2.0)
         code = worker.process.returncode
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         if worker.sent:
-            _, future = worker.sent.popleft()
-            _fail(future, WorkerDied(f"the worker process that read it ended with {cause}"))
+            _, job = worker.sent.popleft()
+            job.end(None, WorkerDied(f"the worker process that read it ended with {cause}"))
         with self._lock:
-            for task, future in reversed(worker.sent):  # it had not begun with these
-                self._waiting.appendleft((functools.partial(_same, task), future))
-        self._workers[self._workers.index(worker)] = self._make_worker()
-
-
-def _same(task: Any) -> Any:
-    return task
-
-
-def _fail(future: Future[Any], error: BaseException) -> None:
-    with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-        future.set_exception(error)
+            for task, job in reversed(worker.sent):  # it had not begun with these
+                self._waiting.appendleft(_SecondTry(task, job))
+        new = self._workers[self._workers.index(worker)] = self._make_worker()
+        self._selector.register(new.connection, selectors.EVENT_READ, new)
 
 
 _open_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()

@@ -267,6 +267,28 @@ def clicks(num_samples: int = 20_000) -> tuple[torch.Tensor, list[int]]:
 
 
 @on_every_device
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: AddBackgroundNoise(BANK, p=p),
+        lambda p: AddBackgroundNoise(BANK, return_noise=True, p=p),
+        lambda p: AddColorNoise(return_noise=True, p=p),
+        lambda p: Mix(BANK, p=p),
+    ],
+    ids=["noise", "noise returned", "colour", "mix"],
+)
+def test_what_is_returned_has_one_form_whichever_clips_are_in_the_batch(
+    make: Callable[[float], Node], device: str
+) -> None:
+    audio, lengths = sounds(6)
+    ((some,), (none,)) = (run(make(p), audio, device, lengths=lengths)[1].values() for p in (1.0, 0.0))
+    assert {key: (column.shape, column.dtype) for key, column in some.items()} == {
+        key: (column.shape, column.dtype) for key, column in none.items()
+    }
+    assert not any(column.any() for column in none.values())
+
+
+@on_every_device
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "all"])
 def test_a_click_stays_at_its_sample(name: str, device: str) -> None:
     audio, places = clicks()

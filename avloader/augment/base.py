@@ -137,7 +137,7 @@ class Rows:
         is_full: Whether every sample of every clip holds sound.
         columns: What was drawn, on the device.
         host: The same, on the host, with "start" and "stop".
-        returned: Tensors to return, by name.
+        returned: Tensors to return, by name: those that `Transform.measured` tells of.
         out: Memory for the result, if there is.
     """
 
@@ -364,6 +364,10 @@ class Transform(Leaf):
         """The columns to return."""
         return columns
 
+    def measured(self, num_samples: int) -> dict[str, tuple[int, ...]]:
+        """What `apply` returns besides, by name: its shape for one clip; float32, or float64 where that is ()."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Scale(Transform):
@@ -434,7 +438,7 @@ class _Chain:
 
     def run(self, audio: torch.Tensor, keys: ClipKeys, clips: Clips) -> Augmented:
         parameters: dict[str, dict[str, torch.Tensor]] = {}
-        steps = self._plan(keys, clips, parameters)
+        steps = self._plan(audio, keys, clips, parameters)
         if not steps:
             return Augmented(audio.clone(), parameters)
         if audio.device.type != "cpu":
@@ -490,7 +494,9 @@ class _Chain:
                 )
         return features, parameters
 
-    def _plan(self, keys: ClipKeys, clips: Clips, parameters: dict[str, dict[str, torch.Tensor]]) -> list[_Step]:
+    def _plan(
+        self, audio: torch.Tensor, keys: ClipKeys, clips: Clips, parameters: dict[str, dict[str, torch.Tensor]]
+    ) -> list[_Step]:
         """Draw everything."""
         words = draws(keys, self._num_words)
         everyone = clips.length > 0
@@ -502,6 +508,9 @@ class _Chain:
             columns = transform.draw(words[name], clips)
             rows = np.flatnonzero(active)
             parameters[name] = _reported(active, transform.reported(columns))
+            for key, shape in transform.measured(audio.shape[1]).items():  # whether or not any clip of these has it
+                dtype = torch.float32 if shape else torch.float64
+                parameters[name][key] = torch.zeros(len(audio), *shape, dtype=dtype, device=audio.device)
             if not len(rows):
                 continue
             chosen = {key: column[rows] for key, column in columns.items()}
@@ -633,14 +642,11 @@ def _run_group(
             changed = (result if is_own else result.clone()).index_copy_(0, some, changed)
         result, is_own = changed, True
         for key, value in work.returned.items():
-            kept = parameters[step.name]
-            if key not in kept:
-                kept.setdefault(key, value.new_zeros(len(audio), *value.shape[1:]))  # another thread may be as far
-            place = kept[key][first:stop]
+            place = parameters[step.name][key][first:stop]
             if some is None:
                 place.copy_(value)
             else:
-                place.index_copy_(0, some, value)
+                place.index_copy_(0, some, value.to(place.dtype))
     return result
 
 

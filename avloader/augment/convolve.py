@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -9,7 +11,8 @@ from avloader.augment.base import Rows
 
 __all__ = ["convolve"]
 
-_FFT = 4096  # of every transform: those of one length give the same bits whatever their number
+_FFT = 4096  # of every transform, so that its bits do not depend on the length of the sound
+_AT_A_TIME = 256  # transforms on a GPU: there the bits depend on how many are done at a time
 _PART = _FFT // 2  # longer filters are cut into parts of so many taps
 
 
@@ -44,17 +47,29 @@ def _overlap_save(audio: torch.Tensor, taps: torch.Tensor, middle: int) -> torch
     padded = audio.new_zeros(num_rows, (num_blocks + num_parts - 2) * step + _FFT)
     kept = min(num_samples, padded.shape[1] - before)
     padded[:, before : before + kept] = audio[:, :kept]
-    frames = torch.fft.rfft(padded.unfold(1, _FFT, step))
+    frames = _transformed(torch.fft.rfft, padded.unfold(1, _FFT, step))
     if width < num_parts * part:
         taps = torch.nn.functional.pad(taps, (0, num_parts * part - width))
-    filters = torch.fft.rfft(taps.view(num_rows, num_parts, part), _FFT)
+    taps = torch.nn.functional.pad(taps.view(num_rows, num_parts, part), (0, _FFT - part))
+    filters = _transformed(torch.fft.rfft, taps)
     last = num_parts - 1
     spectrum = _product(frames[:, last : last + num_blocks], filters[:, :1])
     for number in range(1, num_parts):
         first = last - number
         spectrum += _product(frames[:, first : first + num_blocks], filters[:, number : number + 1])
-    blocks: torch.Tensor = torch.fft.irfft(spectrum, _FFT)[:, :, part - 1 : part - 1 + step]
+    blocks = _transformed(torch.fft.irfft, spectrum)[:, :, part - 1 : part - 1 + step]
     return blocks.reshape(num_rows, num_blocks * step)[:, :num_samples]
+
+
+def _transformed(transform: Callable[[torch.Tensor], torch.Tensor], blocks: torch.Tensor) -> torch.Tensor:
+    """The transform of each block [shape=(R, blocks, ...)]."""
+    if blocks.device.type != "cuda":
+        return transform(blocks)
+    flat = blocks.reshape(-1, blocks.shape[-1])
+    count = len(flat)
+    flat = torch.cat([flat, flat.new_zeros(-count % _AT_A_TIME, flat.shape[1])])
+    done = torch.cat([transform(flat[first : first + _AT_A_TIME]) for first in range(0, len(flat), _AT_A_TIME)])
+    return done[:count].view(*blocks.shape[:-1], -1)
 
 
 def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

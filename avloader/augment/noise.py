@@ -86,6 +86,10 @@ class _Noise(Transform):
         """The columns to return."""
         return {key: column for key, column in columns.items() if key not in self._private}
 
+    def measured(self, num_samples: int) -> dict[str, tuple[int, ...]]:
+        """The noise's gain."""
+        return {"gain": ()}
+
 
 @dataclass(frozen=True)
 class _FromBank(_Noise):
@@ -193,6 +197,9 @@ class AddBackgroundNoise(_FromBank):
         level = draw.uniform(3, self.min_absolute_rms_db, self.max_absolute_rms_db)
         return columns | {"rms_db": level, "ratio": 10.0 ** (level / 20), "energy": clips.length.astype(np.float64)}
 
+    def measured(self, num_samples: int) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        return {"gain": (), "noise": (num_samples,)} if self.return_noise else {"gain": ()}
+
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
         mixed, noise = self._mix_in(rows, return_noise=self.return_noise)
         if self.return_noise:
@@ -228,6 +235,9 @@ class Mix(_FromBank):
     def draw(self, draw: Draw, clips: Clips) -> Columns:  # noqa: D102
         level = draw.uniform(3, self.min_snr_db, self.max_snr_db)
         return self._draw_span(draw, clips) | {"snr_db": level, "ratio": 10.0 ** (-level / 20)}
+
+    def measured(self, num_samples: int) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        return {"gain": (), "sources": (2, num_samples)}
 
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
         mixed, noise = self._mix_in(rows, return_noise=True)
@@ -280,6 +290,9 @@ class AddColorNoise(_Noise):
     @property
     def _is_white(self) -> bool:
         return self.min_f_decay == self.max_f_decay == 0
+
+    def measured(self, num_samples: int) -> dict[str, tuple[int, ...]]:  # noqa: D102
+        return {"gain": (), "noise": (num_samples,)} if self.return_noise else {"gain": ()}
 
     def apply(self, rows: Rows) -> torch.Tensor:  # noqa: D102
         num_samples, key = rows.audio.shape[1], rows.columns["noise_key"]

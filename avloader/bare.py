@@ -220,10 +220,14 @@ def _nvdec_pieces(
             pipe.set_outputs(fn.resize(frames, size=size))
         pipe.build()
         pipes.append(pipe)
-    for pipe in pipes:
-        pipe.schedule_run()
-    for pipe in itertools.cycle(pipes):
-        pipe.share_outputs()
-        pipe.release_outputs()
-        pipe.schedule_run()
-        yield piece_clips
+    try:
+        for pipe in pipes:
+            pipe.schedule_run()
+        for pipe in itertools.cycle(pipes):
+            pipe.share_outputs()
+            pipe.release_outputs()
+            pipe.schedule_run()
+            yield piece_clips
+    finally:
+        for pipe in pipes:  # while the folder is there: a reader whose files are gone is waited for without end
+            pipe._shutdown()

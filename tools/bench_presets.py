@@ -7,19 +7,20 @@
 Clips at fixed starts of a file of 224x224 H.264, GOP 12, 25 frames/s, with AAC sound at 48 kHz. What is delivered is
 checked first: every frame by the number that it shows, every window of sound by its place in the known sound, the
 features by those of the whole window computed again on the CPU. Then both loaders take turns; a figure is the median of
-the rounds, each timed from its first to its last batch after a batch that is not.
+the rounds, each of a fresh start and timed from a third of so many clips on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from rich.table import Table
 from avloader import AVLoader, Manifest, Preset, build_manifest
 from avloader.loader import AVBatch
 from avloader.presets import PRESETS
+from avloader.workers import available_cores
 
 SECONDS, FPS, NATIVE_RATE, SIDE = 60, 25, 48000, 224
 FEATURE_TOLERANCE = 1e-3  # of the greatest magnitude, between devices
@@ -69,15 +71,23 @@ def loader_of(manifest: Manifest, preset: Preset, arguments: argparse.Namespace,
 
 def verify(manifest: Manifest, preset: Preset, arguments: argparse.Namespace, known: np.ndarray) -> None:
     """Check the frames, the sound and the features of two batches."""
-    plain: dict[str, Any] = {"size": SIDE, "resize": None, "crop": "center", "color": "rgb", "normalize": None}
+    few = min(available_cores(), 2)  # processes, soon started
+    plain: dict[str, Any] = {
+        "num_workers": few,
+        "size": SIDE,
+        "resize": None,
+        "crop": "center",
+        "color": "rgb",
+        "normalize": None,
+    }
     with loader_of(manifest, preset, arguments, **plain, features=None, sample_rate=NATIVE_RATE) as loader:
         for _, batch in zip(range(2), loader, strict=False):
             for place in range(len(batch)):
                 check_clip(batch, place, known, aligned=preset.audio_from == "clip")
     with (
-        loader_of(manifest, preset, arguments) as loader,
-        loader_of(manifest, preset, arguments, device="cpu") as on_cpu,
-        loader_of(manifest, preset, arguments, features=None) as without,
+        loader_of(manifest, preset, arguments, num_workers=few) as loader,
+        loader_of(manifest, preset, arguments, num_workers=few, device="cpu") as on_cpu,
+        loader_of(manifest, preset, arguments, num_workers=few, features=None) as without,
     ):
         for _, batch, expected, bare in zip(range(2), loader, on_cpu, without, strict=False):
             assert batch.spectrogram is not None
@@ -105,15 +115,26 @@ def check_clip(batch: AVBatch, place: int, known: np.ndarray, *, aligned: bool) 
     assert correlation.argmax() == 0, f"the sound is {correlation.argmax()} samples off"
 
 
-def measure(loader: AVLoader) -> float:
-    """Clips per second, over a whole epoch after its first batch."""
-    begin, counted = 0.0, 0
-    for batch in loader:
-        if begin:
-            counted += len(batch)
-        else:
-            begin = time.perf_counter()
-    return counted / (time.perf_counter() - begin)
+def measure(loader: AVLoader, num_clips: int) -> float:
+    """Clips per second over so many clips, after a third as many; the loader starts anew."""
+    counted, begin = -(num_clips // 3), 0.0
+    with contextlib.closing(endless(loader)) as batches:
+        for batch in batches:
+            if counted >= 0 and not begin:
+                counted, begin = 0, time.perf_counter()
+            else:
+                counted += len(batch)
+            if counted >= num_clips:
+                break
+        seconds = time.perf_counter() - begin
+    loader.close()  # else it reads ahead while the other one runs, and holds memory
+    return counted / seconds
+
+
+def endless(loader: AVLoader) -> Generator[AVBatch]:
+    """The batches of one epoch after the other."""
+    while True:
+        yield from loader
 
 
 def bench(path: Path, preset: Preset, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -129,12 +150,9 @@ def bench(path: Path, preset: Preset, arguments: argparse.Namespace, folder: Pat
         loader_of(manifest, preset, arguments) as loader,
         loader_of(manifest, preset, arguments, features=None) as without,
     ):
-        for _ in range(arguments.rounds + 1):
-            rates["without"].append(measure(without))
-            without.close()  # at its end the next epoch would be read already
-            rates["with"].append(measure(loader))
-            loader.close()
-    rates = {key: values[1:] for key, values in rates.items()}
+        for _ in range(arguments.rounds):
+            rates["without"].append(measure(without, num_clips))
+            rates["with"].append(measure(loader, num_clips))
     ratios = [own / bare for own, bare in zip(rates["with"], rates["without"], strict=True)]
     return {
         "preset": preset.name,
@@ -164,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS), metavar="NAME")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--rounds", type=int, default=3, help="epochs that are timed of each (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each rate is taken (default: 3)")
     parser.add_argument("--batch-size", type=int, default=8, help="clips of a batch (default: 8)")
     parser.add_argument("--frames", type=int, default=8000, help="about so many frames an epoch (default: 8000)")
     parser.add_argument("--most-clips", type=int, default=2000, help="at most so many clips an epoch (default: 2000)")

@@ -125,7 +125,6 @@ class Lane:
                     if sound is not None:
                         _compare_sound(tensors["audio"], sound, read)
                 tensors |= drawn
-                pipe.release_augmented()
                 del views
                 pipe.release_outputs()
                 del outputs

@@ -29,6 +29,7 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
 from avloader.augment.clips import ClipAugment
+from avloader.augment.threads import workers
 from avloader.errors import ManifestError, SyncError
 from avloader.features import Feature
 from avloader.media import MediaInfo, probe
@@ -145,9 +146,11 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         self.uses_reader, self._rearrange = file_list is not None, rearrange
         self._in_flight: deque[tuple[ReadBatch, npt.NDArray[np.float32] | None]] = deque()
         self._fetched: dict[str, deque[ReadBatch]] = {"others": deque()}
-        self._augmented: deque[tuple[torch.Tensor, dict[str, torch.Tensor]]] = deque()
+        self._heard: deque[tuple[torch.Tensor, dict[str, torch.Tensor]]] = deque()
         self._augment_stream: torch.cuda.Stream | None = None
-        if graph.augment is not None:
+        # DALI's operators of sound take several times as long on a CPU.
+        self._computes_features = device == "cpu" and graph.features is not None
+        if graph.augment is not None or self._computes_features:
             self._fetched["sound"] = deque()
             if device == "gpu":
                 self._augment_stream = torch.cuda.Stream(device_id)
@@ -199,10 +202,14 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             outputs.append(_normalized(frames, options.normalize, is_planar=file_list is None, device=device))
         if not options.num_samples:
             return [*outputs, row]
-        if options.augment is not None:
-            audio = fn.external_source(
-                source=self._feed_augmented, ndim=1, dtype=types.FLOAT, batch=True, device=device
+        if self._computes_features:
+            assert options.features is not None
+            ndim = len(options.features.shape(options.num_samples))
+            audio, feature = fn.external_source(
+                source=self._feed_sound, num_outputs=2, ndim=[1, ndim], dtype=[types.FLOAT, types.FLOAT], batch=True
             )
+        elif options.augment is not None:
+            audio = fn.external_source(source=self._feed_sound, ndim=1, dtype=types.FLOAT, batch=True, device=device)
         else:
             audio = inputs["audio"].gpu() if device == "gpu" else inputs["audio"]
         before, after = options.context
@@ -210,11 +217,12 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         delivered = audio if is_whole else fn.slice(audio, start=[before], shape=[options.num_samples], axes=[0])
         outputs.append(delivered)
         if options.features is not None:
-            if options.is_ragged:
+            if options.is_ragged and not self._computes_features:
                 audio = fn.slice(audio, start=[0], shape=inputs["length"], axes=[0])
-            feature = options.features.build(
-                audio, device=device, sample_rate=options.sample_rate, valid=inputs.get("valid")
-            )
+            if not self._computes_features:
+                feature = options.features.build(
+                    audio, device=device, sample_rate=options.sample_rate, valid=inputs.get("valid")
+                )
             outputs.append(fn.pad(feature, fill_value=0.0) if options.is_ragged else feature)
         return [*outputs, row]
 
@@ -231,9 +239,10 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
 
     def _input_names(self) -> list[str]:
         options = self._graph
-        sound = ["audio"] if options.augment is None and options.num_samples else []
-        sound += ["valid"] if self._sees_medium else []
-        sound += ["length"] if options.is_ragged and options.features is not None else []
+        sound = ["audio"] if options.num_samples and "sound" not in self._fetched else []
+        if options.features is not None and not self._computes_features:
+            sound += ["valid"] if self._sees_medium else []
+            sound += ["length"] if options.is_ragged else []
         if not self.uses_reader:
             return [*sound, "row"]
         crop = ["scaled", "corner"] if self._graph.picture.is_cropped else []
@@ -284,12 +293,20 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         """The frames of the next batch."""
         return self._next_batch("frames").frames
 
-    def _feed_augmented(self) -> npt.NDArray[np.float32] | torch.Tensor:
-        """The sound of the next batch, augmented where the graph runs."""
+    def _feed_sound(self) -> npt.NDArray[np.float32] | torch.Tensor | tuple[Any, list[npt.NDArray[np.float32]]]:
+        """The sound of the next batch, augmented where the graph runs; on the CPU with its features."""
         batch = self._next_batch("sound")
-        augment = self._graph.augment
-        assert augment is not None
         sound = torch.from_numpy(self._padded(batch))
+        if self._graph.augment is None:
+            self._heard.append((sound, {}))
+        else:
+            sound = self._augmented(sound, batch, self._graph.augment)
+        if self._augment_stream is not None:
+            return sound
+        heard = sound.numpy()
+        return (heard, self._computed(heard, batch)) if self._computes_features else heard
+
+    def _augmented(self, sound: torch.Tensor, batch: ReadBatch, augment: ClipAugment) -> torch.Tensor:
         with torch.cuda.stream(self._augment_stream):
             if self._augment_stream is not None:
                 sound = sound.pin_memory().to(self._augment_stream.device, non_blocking=True)
@@ -308,11 +325,22 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             for key, column in columns.items():
                 if column.shape[-1] == sound.shape[1] and column.ndim > 1:  # sound, such as the noise
                     columns[key] = column[..., before : before + num_samples]
-            self._augmented.append((sound, columns))  # held until DALI has copied it
-            if self._augment_stream is None:
-                return sound.numpy()
-            self._augment_stream.synchronize()  # DALI copies on a stream of its own
+            self._heard.append((sound, columns))  # held until DALI has copied it
+            if self._augment_stream is not None:
+                self._augment_stream.synchronize()  # DALI copies on a stream of its own
             return sound
+
+    def _computed(self, sound: npt.NDArray[np.float32], batch: ReadBatch) -> list[npt.NDArray[np.float32]]:
+        """The features of each clip."""
+        features, rate = self._graph.features, self._graph.sample_rate
+        assert features is not None
+
+        def compute(place: int) -> npt.NDArray[np.float32]:
+            length = len(batch.sounds[place]) if self._graph.is_ragged else sound.shape[1]
+            valid = batch.valid[place] if self._sees_medium else None
+            return features.compute(sound[place, :length], sample_rate=rate, valid=valid)
+
+        return list(workers().map(compute, range(len(sound))))
 
     def _padded(self, batch: ReadBatch) -> npt.NDArray[np.float32]:
         """The sound of a batch as one array [shape=(clips, num_samples)], zeros behind what is shorter."""
@@ -337,12 +365,13 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         """The other inputs of the next batch; DALI calls it when it schedules a run."""
         batch = self._next_batch("others")
         options = self._graph
-        sound = self._padded(batch) if options.augment is None and options.num_samples else None
+        names = self._input_names()
+        sound = self._padded(batch) if "audio" in names else None
         self._in_flight.append((batch, sound))
         inputs: list[npt.NDArray[Any]] = [] if sound is None else [sound]
-        if self._sees_medium:
+        if "valid" in names:
             inputs.append(np.array(batch.valid, np.int32))
-        if options.is_ragged and options.features is not None:
+        if "length" in names:
             inputs.append(np.array([[len(each)] for each in batch.sounds], np.int32))
         if not self.uses_reader:
             return *inputs, np.array([[clip.row] for clip in batch.clips], np.int64)
@@ -385,19 +414,23 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         batch, sound = self._in_flight[0]
         if not self._graph.num_samples:
             return None
-        whole = self._augmented[0][0][: len(batch.clips)] if sound is None else sound
+        whole = self._heard[0][0][: len(batch.clips)] if sound is None else sound
         before, _ = self._graph.context
         return whole[:, before : before + self._graph.num_samples]
 
     @property
     def oldest_draws(self) -> dict[str, torch.Tensor]:
         """What was drawn to augment its sound: columns by `AUGMENTATION`, transform's name, new line, column's name."""
-        return self._augmented[0][1] if self._augmented else {}
+        return self._heard[0][1] if self._heard else {}
 
-    def release_augmented(self) -> None:
-        """Give back the sound of the batch before, once its outputs were copied."""
-        if self._graph.augment is not None:
-            self._augmented.popleft()
+    def release_outputs(self) -> None:
+        """Give back what `share_outputs` delivered; it was copied."""
+        super().release_outputs()
+        self._release_heard()
+
+    def _release_heard(self) -> None:
+        if "sound" in self._fetched:
+            self._heard.popleft()
 
     def share_outputs(self, cuda_stream: Any = None) -> tuple[Any, ...]:
         """The outputs of the oldest run, after comparing the rows that DALI read with those that were asked for.
@@ -420,6 +453,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         """
         outputs: tuple[Any, ...] = super().outputs(cuda_stream)
         self._compare_rows(outputs[-1], cuda_stream)
+        self._release_heard()
         return outputs
 
     def _compare_rows(self, rows: Any, cuda_stream: Any) -> None:

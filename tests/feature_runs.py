@@ -1,4 +1,4 @@
-"""Runs features as DALI does, on test sounds."""
+"""Runs features on test sounds: on the CPU, and as DALI does on either device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from avloader.features import Feature
 
-DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
+DEVICES = ["cpu", "DALI on cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 RATE = 16000
 
 
@@ -29,13 +29,17 @@ def compute(
     valid: Sequence[tuple[int, int]] | None = None,
 ) -> list[np.ndarray]:
     """The feature of each clip, in one batch; `valid`: which samples of each exist in its medium."""
+    if device == "cpu":
+        ranges = [None] * len(clips) if valid is None else valid
+        return [feature.compute(clip, sample_rate=rate, valid=each) for clip, each in zip(clips, ranges, strict=True)]
+    device = "gpu" if device == "gpu" else "cpu"
     pipe = Pipeline(
         batch_size=len(clips), num_threads=1, device_id=0 if device == "gpu" else None, prefetch_queue_depth=1
     )
     with pipe:
         audio = fn.external_source(name="audio", dtype=types.FLOAT, ndim=1)
-        ranges = fn.external_source(name="valid", dtype=types.INT32, ndim=1) if valid is not None else None
-        pipe.set_outputs(feature.build(audio, device=device, sample_rate=rate, valid=ranges))
+        of_medium = fn.external_source(name="valid", dtype=types.INT32, ndim=1) if valid is not None else None
+        pipe.set_outputs(feature.build(audio, device=device, sample_rate=rate, valid=of_medium))
     pipe.build()
     if valid is not None:
         pipe.feed_input("valid", [np.array(each, np.int32) for each in valid])

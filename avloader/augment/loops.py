@@ -8,12 +8,11 @@ same bits in any batch, and where only these happen on the GPU too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from avloader.compiled import compiled
 
 __all__ = [
     "clip",
@@ -30,21 +29,11 @@ __all__ = [
 ]
 
 _Floats = npt.NDArray[np.float32]
-_Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
 _RAMP = 64  # samples of a gain transition that share one exponential
 
 
-def _compiled(loop: _Loop) -> _Loop:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        compiled: Any = numba.njit(cache=True, **options)(loop)
-    except RuntimeError:  # no folder can be written to: compiled anew in each process
-        compiled = numba.njit(**options)(loop)
-    return cast(_Loop, compiled)
-
-
-@_compiled
+@compiled
 def scale(x: _Floats, gain: _Floats, out: _Floats) -> None:
     """``gain[r] * x[r]``."""
     for row in range(x.shape[0]):
@@ -52,7 +41,7 @@ def scale(x: _Floats, gain: _Floats, out: _Floats) -> None:
             out[row, t] = x[row, t] * gain[row]
 
 
-@_compiled
+@compiled
 def clip(x: _Floats, low: _Floats, high: _Floats, out: _Floats) -> None:
     """`x` within [low[r], high[r]]; NaN stays."""
     for row in range(x.shape[0]):
@@ -63,7 +52,7 @@ def clip(x: _Floats, low: _Floats, high: _Floats, out: _Floats) -> None:
             out[row, t] = most if value > most else value
 
 
-@_compiled
+@compiled
 def peaks(bits: npt.NDArray[np.int32], out: npt.NDArray[np.int32]) -> None:
     """Bits of the greatest absolute value of each row, of the bits of its samples; infinite or NaN if one is."""
     for row in range(bits.shape[0]):
@@ -74,7 +63,7 @@ def peaks(bits: npt.NDArray[np.int32], out: npt.NDArray[np.int32]) -> None:
         out[row] = most
 
 
-@_compiled
+@compiled
 def energies(x: _Floats, factor: _Floats, out: npt.NDArray[np.int64]) -> None:
     """Sums of squares of ``floor(factor[r] * x[r] + 0.5)``; 0 where the factor is."""
     for row in range(x.shape[0]):
@@ -86,7 +75,7 @@ def energies(x: _Floats, factor: _Floats, out: npt.NDArray[np.int64]) -> None:
         out[row] = total
 
 
-@_compiled
+@compiled
 def mix(x: _Floats, gain: _Floats, noise: _Floats, noise_gain: _Floats, out: _Floats) -> None:
     """``gain[r] * x[r] + noise_gain[r] * noise[r]``; the noise becomes what was added."""
     for row in range(x.shape[0]):
@@ -96,13 +85,13 @@ def mix(x: _Floats, gain: _Floats, noise: _Floats, noise_gain: _Floats, out: _Fl
             out[row, t] = gain[row] * x[row, t] + added
 
 
-@_compiled
+@compiled
 def _scaled(x: _Floats, gain: np.float32, out: _Floats) -> None:
     for t in range(len(x)):
         out[t] = x[t] * gain
 
 
-@_compiled
+@compiled
 def _with_samples(
     x: _Floats, gain: np.float32, samples: npt.NDArray[np.int16], noise_gain: np.float32, out: _Floats
 ) -> None:
@@ -110,7 +99,7 @@ def _with_samples(
         out[t] = gain * x[t] + noise_gain * np.float32(samples[t])
 
 
-@_compiled
+@compiled
 def _faded(x: _Floats, gain: np.float32, first: int, length: int, fade: int, shape: np.float32, out: _Floats) -> None:
     """Samples of a mask from its sample `first` on."""
     lead, steps = (np.float32(0), np.float32(fade - 1)) if fade >= 2 else (np.float32(1), np.float32(1))
@@ -123,13 +112,13 @@ def _faded(x: _Floats, gain: np.float32, first: int, length: int, fade: int, sha
         out[t] = x[t] * (curve * curve * gain)
 
 
-@_compiled
+@compiled
 def _ramped(x: _Floats, base: float, ramp: npt.NDArray[np.float64], out: _Floats) -> None:
     for t in range(len(x)):
         out[t] = x[t] * np.float32(base * ramp[t])
 
 
-@_compiled
+@compiled
 def mix_span(
     x: _Floats,
     gain: _Floats,
@@ -176,7 +165,7 @@ def mix_span(
             begin, place = end, 0
 
 
-@_compiled
+@compiled
 def _square_sum(samples: npt.NDArray[np.int16]) -> int:
     total = np.int64(0)
     for t in range(len(samples)):
@@ -185,7 +174,7 @@ def _square_sum(samples: npt.NDArray[np.int16]) -> int:
     return total  # type: ignore[no-any-return]
 
 
-@_compiled
+@compiled
 def span_energies(
     bank: npt.NDArray[np.int16],
     first: npt.NDArray[np.int64],
@@ -205,7 +194,7 @@ def span_energies(
         out[row] = total
 
 
-@_compiled
+@compiled
 def time_mask(
     x: _Floats,
     gain: _Floats,
@@ -228,7 +217,7 @@ def time_mask(
         _scaled(x[row, end:], own, out[row, end:])
 
 
-@_compiled
+@compiled
 def gain_transition(
     x: _Floats,
     gain: _Floats,
@@ -258,7 +247,7 @@ def gain_transition(
         _scaled(x[row, high:], np.float32(after), out[row, high:])
 
 
-@_compiled
+@compiled
 def order_statistics(
     bits: npt.NDArray[np.int32],
     start: npt.NDArray[np.int64],
@@ -309,7 +298,7 @@ def order_statistics(
             out[row, column] = np.int32(key ^ ((key >> 31) & np.int32(0x7FFFFFFF)))
 
 
-@_compiled
+@compiled
 def white_noise(key: npt.NDArray[np.uint64], table: _Floats, out: _Floats) -> None:
     """Quantiles at the bits that Philox gives for counters (t // 8, 0, 0, 0) under each row's key."""
     low = np.uint64(0xFFFFFFFF)

@@ -1,20 +1,23 @@
-"""Filter banks that DALI does not have: any matrix whose rows are short, as DALI nodes."""
+"""Filter banks: librosa's, Kaldi's, python_speech_features'; and any matrix with short rows as DALI nodes."""
 
 from __future__ import annotations
 
 import functools
 import operator
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from avloader.features.nodes import constant_for
+from avloader.features.transforms import Bank
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
-__all__ = ["apply_bank", "kaldi_bank", "speech_bank"]
+__all__ = ["apply_bank", "as_bank", "kaldi_bank", "mel_bank", "speech_bank"]
 
 _Weights = npt.NDArray[np.float64]
 
@@ -48,6 +51,30 @@ def apply_bank(spectrogram: DataNode, bank: _Weights) -> DataNode:
     gathered = fn.sequence_rearrange(rows, new_order=[begin + place for begin in begins for place in range(width)])
     weighted = gathered * constant_for(gathered, weights.reshape(-1, 1))
     return fn.reductions.sum(fn.reshape(weighted, shape=[num_bands, width, -1], layout=""), axes=[1])
+
+
+@functools.lru_cache(maxsize=16)
+def mel_bank(
+    *, sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float, htk: bool, norm: str | None
+) -> Bank:
+    """The triangles of `librosa.filters.mel`."""
+    import librosa
+
+    with warnings.catch_warnings():  # bands between two bins are empty in some models
+        warnings.simplefilter("ignore")
+        weights = librosa.filters.mel(
+            sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=cast("Any", norm)
+        )
+    return Bank(weights.astype(np.float32))
+
+
+@functools.lru_cache(maxsize=16)
+def as_bank(bank: Callable[..., _Weights], *, factor: float = 1.0, with_sum: bool = False, **options: Any) -> Bank:
+    """What a function here gives for `options`, times a factor; with the sum of all bins as one band more."""
+    weights = bank(**options)
+    if with_sum:
+        weights = np.concatenate([weights, np.ones((1, weights.shape[1]))])
+    return Bank((factor * weights).astype(np.float32))
 
 
 @functools.lru_cache(maxsize=16)

@@ -7,6 +7,9 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from avloader.features.checks import check_choice, check_flag, check_integer, check_number
 from avloader.features.normalizations import Normalization
 from avloader.features.scales import Scale
@@ -22,7 +25,7 @@ _MOST_SAMPLES = 2**31
 
 @dataclass(frozen=True, kw_only=True)
 class Feature(ABC):
-    """A feature of sound, as a node of a DALI pipeline."""
+    """A feature of sound: computed on the CPU, or a node of a DALI pipeline, equal but for rounding."""
 
     @property
     @abstractmethod
@@ -62,6 +65,25 @@ class Feature(ABC):
     def grid(self) -> int | None:
         """Samples of the grid, from the start of the medium on, that a window has to start on; None: anywhere."""
         return None
+
+    @abstractmethod
+    def compute(
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The feature, computed on the CPU.
+
+        Args:
+            audio: Sound, float32 [shape=(num_samples,)], num_samples as in `num_hops`, and `context(num_samples)` more
+                before and after them.
+            sample_rate: Samples per second.
+            valid: The range of `audio` that exists in the medium; None: all.
+
+        Returns:
+            float32 [shape=(num_bins, num_hops)], C-contiguous.
+
+        Raises:
+            ValueError: If an option does not go with the sample rate.
+        """
 
     @abstractmethod
     def build(
@@ -198,6 +220,36 @@ class Columns(Feature):
         if self.preemphasis:
             audio = fn.preemphasis_filter(audio, preemph_coeff=float(self.preemphasis), border="zero")
         return audio
+
+    def _heard(self, audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The same as `_sound` on the CPU."""
+        if self.int16:
+            audio = np.clip(np.floor(audio * np.float32(32768) + np.float32(0.5)), -32768, 32767)
+        if self.subtract_mean:
+            audio = audio - np.float32(audio.mean(dtype=np.float64))
+        if self.preemphasis:
+            before, audio = audio, audio.copy()
+            audio[1:] -= np.float32(self.preemphasis) * before[:-1]
+        return audio
+
+    def _num_kept(self, num_columns: int) -> int:
+        """How many of so many columns are made."""
+        return num_columns if self.num_columns is None else min(num_columns, self.num_columns)
+
+    def _completed(self, columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The same as `_finished` on the CPU."""
+        wanted = self.num_columns or columns.shape[1]
+        wanted += -wanted % self.stack
+        if wanted > columns.shape[1]:
+            missing = wanted - columns.shape[1]
+            columns = np.pad(columns, ((0, 0), (0, missing)), constant_values=self.pad_value)
+        if self.stack > 1:
+            groups = columns.reshape(len(columns), -1, self.stack)
+            columns = groups.transpose(2, 0, 1).reshape(self.num_bins, -1)
+        if self.normalize is not None:
+            columns = self.normalize.compute(columns)
+        first, last = self.trim
+        return np.ascontiguousarray(columns[:, first : columns.shape[1] - last])
 
     def _cut(self, columns: DataNode) -> DataNode:
         """No more than `num_columns`."""

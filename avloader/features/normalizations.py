@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from avloader.features.checks import check_choice, check_flag, check_number
 from avloader.features.nodes import constant_for
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
+
+_Floats = npt.NDArray[np.float32]
 
 __all__ = ["Affine", "Normalization", "Standardize"]
 
@@ -25,6 +28,10 @@ class Normalization(ABC):
     @abstractmethod
     def apply(self, values: DataNode) -> DataNode:
         """The normalized values, float32 of the same shape [shape=(num_bins, num_hops)]."""
+
+    @abstractmethod
+    def compute(self, values: _Floats) -> _Floats:
+        """The same on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,14 @@ class Affine(Normalization):
             result = dali_math.min(result, np.float32(self.high))
         return result
 
+    def compute(self, values: _Floats) -> _Floats:  # noqa: D102
+        mean, std = (np.atleast_1d(np.asarray(value, np.float32))[:, None] for value in (self.mean, self.std))
+        result = values - mean
+        result /= std
+        if self.low is not None or self.high is not None:
+            np.clip(result, self.low, self.high, out=result)
+        return result
+
 
 @dataclass(frozen=True, kw_only=True)
 class Standardize(Normalization):
@@ -107,3 +122,17 @@ class Standardize(Normalization):
         if self.epsilon_in == "variance":
             return centred / dali_math.sqrt(variance + self.epsilon)
         return centred / (dali_math.sqrt(variance) + self.epsilon)
+
+    def compute(self, values: _Floats) -> _Floats:  # noqa: D102
+        axis = {"clip": (0, 1), "bin": (1,), "hop": (0,)}[self.over]
+        centred: _Floats = values - values.mean(axis=axis, keepdims=True, dtype=np.float64).astype(np.float32)
+        variance = np.mean(centred * centred, axis=axis, keepdims=True, dtype=np.float64)
+        if self.unbiased:
+            count = math.prod(values.shape[each] for each in axis)
+            variance *= count / (count - 1)
+        if self.epsilon_in == "variance":
+            deviation = np.sqrt(variance + self.epsilon)
+        else:
+            deviation = np.sqrt(variance) + self.epsilon
+        centred /= deviation.astype(np.float32)
+        return centred

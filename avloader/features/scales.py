@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from avloader.features.checks import check_choice, check_number
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
 __all__ = ["Decibels", "Ln", "Log10", "Scale"]
+
+_Floats = npt.NDArray[np.float32]
 
 _LEAST = float(np.finfo(np.float32).tiny)  # a smaller clamp would be 0 in float32 and its logarithm infinite
 
@@ -39,6 +42,23 @@ class Scale(ABC):
             values: Amplitudes or powers, float32 [shape=(num_bins, num_hops)].
             power: 1 if they are amplitudes, 2 if they are powers.
         """
+
+    @abstractmethod
+    def compute(self, values: _Floats, power: int) -> _Floats:
+        """The same on the CPU; may change `values`."""
+
+    def _raised(self, values: _Floats, amin: float) -> _Floats:
+        if self.add:
+            values += np.float32(self.add)
+        np.maximum(values, np.float32(amin), out=values)
+        return values
+
+    @staticmethod
+    def _cropped(values: _Floats, span: float | None) -> _Floats:
+        """The same as `_limited` on the CPU."""
+        if span is not None:
+            np.maximum(values, values.max() - np.float32(span), out=values)
+        return values
 
     def _floored(self, values: DataNode, amin: float) -> DataNode:
         from nvidia.dali import math as dali_math
@@ -84,14 +104,25 @@ class Decibels(Scale):
         from nvidia.dali import fn
         from nvidia.dali import math as dali_math
 
-        factor = 20.0 / power
-        amin = self.amin if self.amin is not None else 1e-10 ** (power / 2)
+        factor, amin = 20.0 / power, self._least(power)
         decibels = factor * dali_math.log10(self._floored(values, amin))
         if self.ref == "max":
             decibels -= factor * dali_math.log10(dali_math.max(fn.reductions.max(values), np.float32(amin)))
         else:
             decibels -= factor * math.log10(max(self.ref, amin))
         return self._limited(decibels, self.top_db)
+
+    def compute(self, values: _Floats, power: int) -> _Floats:  # noqa: D102
+        factor, amin = 20.0 / power, self._least(power)
+        ref = max(float(values.max()) if self.ref == "max" else self.ref, amin)
+        decibels = self._raised(values, amin)
+        np.log10(decibels, out=decibels)
+        decibels *= np.float32(factor)
+        decibels -= np.float32(factor * math.log10(ref))
+        return self._cropped(decibels, self.top_db)
+
+    def _least(self, power: int) -> float:
+        return self.amin if self.amin is not None else 1e-10 ** (power / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +152,10 @@ class Ln(_Logarithm):
 
         return self._limited(dali_math.log(self._floored(values, self.amin)), self.span)
 
+    def compute(self, values: _Floats, power: int) -> _Floats:  # noqa: D102
+        raised = self._raised(values, self.amin)
+        return self._cropped(np.log(raised, out=raised), self.span)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Log10(_Logarithm):
@@ -136,3 +171,7 @@ class Log10(_Logarithm):
         from nvidia.dali import math as dali_math
 
         return self._limited(dali_math.log10(self._floored(values, self.amin)), self.span)
+
+    def compute(self, values: _Floats, power: int) -> _Floats:  # noqa: D102
+        raised = self._raised(values, self.amin)
+        return self._cropped(np.log10(raised, out=raised), self.span)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from avloader.features.base import Feature
 from avloader.features.checks import check_choice, check_integer
 from avloader.features.normalizations import Normalization
@@ -38,6 +41,11 @@ class Waveform(Feature):
         """`num_samples`."""
         check_integer("num_samples", num_samples, 1)
         return num_samples
+
+    def compute(  # noqa: D102
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        return audio[None].copy() if self.normalize is None else self.normalize.compute(audio[None])
 
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None
@@ -85,6 +93,14 @@ class Segments(Feature):
 
     def shape(self, num_samples: int) -> tuple[int, ...]:  # noqa: D102
         return self.num_segments, self.num_bins, self.num_hops(num_samples)
+
+    def compute(  # noqa: D102
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        starts = range(0, self.num_segments * self.step, self.step)
+        return np.stack(
+            [self.feature.compute(audio[start : start + self.length], sample_rate=sample_rate) for start in starts]
+        )
 
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None

@@ -12,7 +12,7 @@ from avloader.features.nodes import constant_for
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
-__all__ = ["as_int16", "frames_of", "mirrored", "power_of_frames", "resized", "with_edges"]
+__all__ = ["as_int16", "edged", "frames_of", "mirrored", "power_of_frames", "resized", "with_edges"]
 
 
 def as_int16(audio: DataNode) -> DataNode:
@@ -58,6 +58,19 @@ def with_edges(audio: DataNode, first: DataNode | int, stop: DataNode | int, *, 
     left = _reversed(resized(audio, before, start=first + 1))
     right = _reversed(resized(audio, after, start=stop - 1 - after))
     return resized(fn.cat(left, body, right, axis=0), length, start=before - first)
+
+
+def edged(audio: npt.NDArray[np.float32], valid: tuple[int, int], *, mirror: bool = True) -> npt.NDArray[np.float32]:
+    """The same as `with_edges` on the CPU."""
+    first, stop = valid
+    result = np.zeros_like(audio)
+    result[first:stop] = audio[first:stop]
+    if mirror:
+        reach = max(stop - first - 1, 0)
+        before, after = min(first, reach), min(len(audio) - stop, reach)
+        result[first - before : first] = audio[first + 1 : first + 1 + before][::-1]
+        result[stop : stop + after] = audio[stop - 1 - after : stop - 1][::-1]
+    return result
 
 
 def frames_of(audio: DataNode, num_frames: DataNode, *, length: int, hop_length: int) -> DataNode:

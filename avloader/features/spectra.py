@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.fft import dct
 
+from avloader.features.banks import mel_bank
 from avloader.features.base import Columns
 from avloader.features.checks import check_choice, check_flag, check_integer, check_number
 from avloader.features.nodes import constant_for
 from avloader.features.scales import Decibels, Scale
-from avloader.features.sound import frames_of, mirrored, power_of_frames, with_edges
+from avloader.features.sound import edged, frames_of, mirrored, power_of_frames, with_edges
+from avloader.features.transforms import Bank, spectrum
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
@@ -144,6 +147,34 @@ class _Spectral(Columns):
             spectrogram = spectrogram[:, : (num_samples - 1) // self.hop_length + 1]
         return self._cut(spectrogram)
 
+    def _spectrum(
+        self, audio: npt.NDArray[np.float32], valid: tuple[int, int] | None, bank: Bank | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The same as `_spectrogram` on the CPU."""
+        audio = self._heard(audio)
+        if self.scope == "medium":
+            if valid is not None:
+                audio = edged(audio, valid, mirror=self.pad_mode == "reflect")
+            if self.preemphasis:
+                audio = audio[1:]  # was there for the sample after it
+        elif self.center:
+            padding = self.n_fft // 2 if self.padding is None else self.padding
+            audio = np.pad(audio, padding, mode=self.pad_mode)
+        return spectrum(
+            audio,
+            self._num_kept(1 + (len(audio) - self.n_fft) // self.hop_length),
+            window=window_weights(self.window, self.win_length or self.n_fft, self.n_fft),
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            bank=bank,
+            power=self.power,
+            magnitude_add=self.magnitude_add,
+            remove_mean=self.detrend,
+        )
+
+    def _levels(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return values if self.scale is None else self.scale.compute(values, self.power)
+
     def _scaled(self, values: DataNode) -> DataNode:
         return values if self.scale is None else self.scale.apply(values, self.power)
 
@@ -187,6 +218,24 @@ class Spectrogram(_Spectral):
         """``n_fft // 2 + 1``, or about half of that with `average_pairs`, times `stack`."""
         return (1 + self.n_fft // (4 if self.average_pairs else 2)) * self.stack
 
+    def compute(  # noqa: D102
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        values = self._spectrum(audio, valid)
+        if self.density:
+            values *= self._density(sample_rate).astype(np.float32)
+        if self.average_pairs:
+            pairs = values[1:].reshape(self.n_fft // 4, 2, -1)
+            values = np.concatenate([values[:1], pairs.mean(axis=1)])
+        return self._completed(self._levels(values))
+
+    def _density(self, sample_rate: int) -> npt.NDArray[np.float64]:
+        """Factors of the bins [shape=(n_fft // 2 + 1, 1)]."""
+        weights = window_weights(self.window, self.win_length or self.n_fft, self.n_fft).astype(np.float64)
+        factor = np.full((self.n_fft // 2 + 1, 1), 2.0 / (sample_rate * np.sum(weights**2)))
+        factor[[0, -1]] /= 2
+        return factor
+
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None
     ) -> DataNode:
@@ -194,10 +243,7 @@ class Spectrogram(_Spectral):
 
         values = self._spectrogram(audio, device, valid)
         if self.density:
-            weights = window_weights(self.window, self.win_length or self.n_fft, self.n_fft).astype(np.float64)
-            factor = np.full((self.n_fft // 2 + 1, 1), 2.0 / (sample_rate * np.sum(weights**2)))
-            factor[[0, -1]] /= 2
-            values = values * constant_for(values, factor)
+            values = values * constant_for(values, self._density(sample_rate))
         if self.average_pairs:
             pairs = fn.reshape(values[1:], shape=[self.n_fft // 4, 2, -1], layout="")
             values = fn.cat(fn.reshape(values[:1], layout=""), fn.reductions.mean(pairs, axes=[1]), axis=0)
@@ -218,11 +264,7 @@ class _Mel(_Spectral):
         if self.fmax is not None:
             check_number("fmax", self.fmax, self.fmin, above=True)
 
-    def _mel(
-        self, audio: DataNode, device: str, sample_rate: int, norm: str | None, valid: DataNode | None
-    ) -> DataNode:
-        from nvidia.dali import fn
-
+    def _bands_to(self, sample_rate: int) -> float:
         check_integer("sample_rate", sample_rate, 1)
         fmax = self.fmax if self.fmax is not None else sample_rate / 2
         if not self.fmin < fmax <= sample_rate / 2:
@@ -231,6 +273,30 @@ class _Mel(_Spectral):
                 f"{name}={getattr(self, name)} must be {'below' if self.fmax is None else 'at most'} half of the "
                 f"sample rate, {sample_rate / 2:g} Hz"
             )
+        return fmax
+
+    def _bands(
+        self, audio: npt.NDArray[np.float32], sample_rate: int, norm: str | None, valid: tuple[int, int] | None
+    ) -> npt.NDArray[np.float32]:
+        """The same as `_mel` on the CPU."""
+        fmax = self._bands_to(sample_rate)
+        bank = mel_bank(
+            sample_rate=sample_rate,
+            n_fft=self.n_fft,
+            n_mels=self.n_mels,
+            fmin=float(self.fmin),
+            fmax=float(fmax),
+            htk=self.htk,
+            norm=norm,
+        )
+        return self._spectrum(audio, valid, bank)
+
+    def _mel(
+        self, audio: DataNode, device: str, sample_rate: int, norm: str | None, valid: DataNode | None
+    ) -> DataNode:
+        from nvidia.dali import fn
+
+        fmax = self._bands_to(sample_rate)
         # DALI infers n_fft from the number of bins, which is one too few if n_fft is odd; only their spacing matters.
         num_fft = 2 * (self.n_fft // 2)
         bands = functools.partial(
@@ -279,6 +345,11 @@ class MelSpectrogram(_Mel):
     def num_bins(self) -> int:
         """`n_mels`, times `stack`."""
         return self.n_mels * self.stack
+
+    def compute(  # noqa: D102
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        return self._completed(self._levels(self._bands(audio, sample_rate, self.norm, valid)))
 
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None
@@ -340,6 +411,16 @@ class MFCC(_Mel):
     def num_bins(self) -> int:
         """`n_mfcc`, times `stack`."""
         return self.n_mfcc * self.stack
+
+    def compute(  # noqa: D102
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        levels = self._levels(self._bands(audio, sample_rate, self.mel_norm, valid))
+        coefficients = dct(levels, type=self.dct_type, axis=0, norm=self.norm)[: self.n_mfcc]
+        if self.lifter:
+            number = np.arange(1, self.n_mfcc + 1)
+            coefficients *= (1 + self.lifter / 2 * np.sin(np.pi * number / self.lifter)).astype(np.float32)[:, None]
+        return self._completed(coefficients)
 
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None

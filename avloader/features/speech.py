@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
+from scipy.fft import dct
 
-from avloader.features.banks import apply_bank, kaldi_bank, speech_bank
+from avloader.features.banks import apply_bank, as_bank, kaldi_bank, speech_bank
 from avloader.features.base import Columns
 from avloader.features.checks import check_flag, check_integer, check_number
 from avloader.features.nodes import constant_for
 from avloader.features.scales import Ln, Scale
-from avloader.features.sound import frames_of, power_of_frames, resized, with_edges
+from avloader.features.sound import edged, frames_of, power_of_frames, resized, with_edges
+from avloader.features.transforms import spectrum
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
@@ -99,6 +102,29 @@ class KaldiFilterBank(_Speech):
         check_integer("num_samples", num_samples, self.win_length)
         return 1 + (num_samples - self.win_length) // self.hop_length
 
+    def compute(  # noqa: D102
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        bank = as_bank(
+            kaldi_bank,
+            sample_rate=sample_rate,
+            n_fft=self._n_fft,
+            n_mels=self.n_mels,
+            fmin=float(self.fmin),
+            fmax=self._bands_to(sample_rate),
+        )
+        bands = spectrum(
+            self._heard(audio),
+            self._num_kept(self._own_columns(len(audio))),
+            window=np.hanning(self.win_length).astype(np.float32),
+            n_fft=self._n_fft,
+            hop_length=self.hop_length,
+            bank=bank,
+            remove_mean=self.remove_mean,
+            preemphasis=self.stretch_preemphasis,
+        )
+        return self._completed(bands if self.scale is None else self.scale.compute(bands, 2))
+
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None
     ) -> DataNode:
@@ -171,6 +197,46 @@ class SpeechFilterBank(_Speech):
         check_integer("num_samples", num_samples, 1)
         return 1 + -(-max(num_samples - self.win_length, 0) // self.hop_length)
 
+    def _sums(
+        self,
+        audio: npt.NDArray[np.float32],
+        sample_rate: int,
+        valid: tuple[int, int] | None,
+        *,
+        with_sum: bool = False,
+    ) -> npt.NDArray[np.float32]:
+        """Power over n_fft in the bands [shape=(n_mels, num_columns)]; with that of all bins as one band more."""
+        audio = self._heard(audio)
+        if self.scope == "medium":
+            if valid is not None:
+                audio = edged(audio, valid, mirror=False)
+            if self.preemphasis:
+                audio = audio[1:]  # was there for the sample after it
+            num_columns = 1 + max(len(audio) - self.win_length, 0) // self.hop_length
+        else:
+            num_columns = self._own_columns(len(audio))
+        bank = as_bank(
+            speech_bank,
+            factor=1.0 / self._n_fft,
+            with_sum=with_sum,
+            sample_rate=sample_rate,
+            n_fft=self._n_fft,
+            n_mels=self.n_mels,
+            fmin=float(self.fmin),
+            fmax=self._bands_to(sample_rate),
+        )
+        return spectrum(
+            audio,
+            self._num_kept(num_columns),
+            window=np.ones(self.win_length, np.float32),
+            n_fft=self._n_fft,
+            hop_length=self.hop_length,
+            bank=bank,
+        )
+
+    def _levels(self, bands: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return bands if self.scale is None else self.scale.compute(bands, 2)
+
     def _power(self, audio: DataNode, device: str, valid: DataNode | None) -> DataNode:
         """Power over n_fft [shape=(n_fft // 2 + 1, num_columns)]."""
         from nvidia.dali import fn
@@ -207,6 +273,11 @@ class SpeechFilterBank(_Speech):
         bands = apply_bank(power, bank)
         return bands if self.scale is None else self.scale.apply(bands, 2)
 
+    def compute(  # noqa: D102
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        return self._completed(self._levels(self._sums(audio, sample_rate, valid)))
+
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None
     ) -> DataNode:
@@ -242,6 +313,24 @@ class SpeechMFCC(SpeechFilterBank):
         """`n_mfcc`, times `stack`."""
         return self.n_mfcc * self.stack
 
+    def compute(  # noqa: D102
+        self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        sums = self._sums(audio, sample_rate, valid, with_sum=self.energy)
+        cepstra = dct(self._levels(sums[: self.n_mels]), type=2, axis=0, norm="ortho")[: self.n_mfcc]
+        if self.lifter:
+            cepstra *= self._lifting.astype(np.float32)
+        if self.energy:
+            cepstra[0] = Ln(amin=_FLOAT64_EPSILON).compute(sums[self.n_mels :], 2)[0]
+        return self._completed(cepstra)
+
+    @property
+    def _lifting(self) -> npt.NDArray[np.float64]:
+        """Factors of the coefficients [shape=(n_mfcc, 1)]."""
+        number = np.arange(self.n_mfcc)[:, None]
+        weights: npt.NDArray[np.float64] = 1 + self.lifter / 2 * np.sin(np.pi * number / self.lifter)
+        return weights
+
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None
     ) -> DataNode:
@@ -250,8 +339,7 @@ class SpeechMFCC(SpeechFilterBank):
         power = self._power(audio, device, valid)
         cepstra = fn.mfcc(self._bands(power, sample_rate), n_mfcc=self.n_mfcc, dct_type=2, normalize=True, lifter=0.0)
         if self.lifter:
-            weights = 1 + self.lifter / 2 * np.sin(np.pi * np.arange(self.n_mfcc) / self.lifter)
-            cepstra = cepstra * constant_for(cepstra, weights[:, None])
+            cepstra = cepstra * constant_for(cepstra, self._lifting)
         if self.energy:
             total = Ln(amin=_FLOAT64_EPSILON).apply(fn.reductions.sum(power, axes=[0], keep_dims=True), 2)
             cepstra = fn.reshape(total, layout="") if self.n_mfcc == 1 else _with_first(total, cepstra)

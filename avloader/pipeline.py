@@ -293,7 +293,7 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
         """The frames of the next batch."""
         return self._next_batch("frames").frames
 
-    def _feed_sound(self) -> npt.NDArray[np.float32] | torch.Tensor | tuple[Any, list[npt.NDArray[np.float32]]]:
+    def _feed_sound(self) -> npt.NDArray[np.float32] | torch.Tensor | tuple[Any, Any]:
         """The sound of the next batch, augmented where the graph runs; on the CPU with its features."""
         batch = self._next_batch("sound")
         sound = torch.from_numpy(self._padded(batch))
@@ -330,17 +330,29 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
                 self._augment_stream.synchronize()  # DALI copies on a stream of its own
             return sound
 
-    def _computed(self, sound: npt.NDArray[np.float32], batch: ReadBatch) -> list[npt.NDArray[np.float32]]:
-        """The features of each clip."""
-        features, rate = self._graph.features, self._graph.sample_rate
+    def _computed(
+        self, sound: npt.NDArray[np.float32], batch: ReadBatch
+    ) -> npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]:
+        """The features of each clip; one array where they are of one shape, which DALI need not gather."""
+        options = self._graph
+        features = options.features
         assert features is not None
 
         def compute(place: int) -> npt.NDArray[np.float32]:
-            length = len(batch.sounds[place]) if self._graph.is_ragged else sound.shape[1]
+            length = len(batch.sounds[place]) if options.is_ragged else sound.shape[1]
             valid = batch.valid[place] if self._sees_medium else None
-            return features.compute(sound[place, :length], sample_rate=rate, valid=valid)
+            return features.compute(sound[place, :length], sample_rate=options.sample_rate, valid=valid)
 
-        return list(workers().map(compute, range(len(sound))))
+        if options.is_ragged:
+            return list(workers().map(compute, range(len(sound))))
+        whole = np.empty((len(sound), *features.shape(options.num_samples)), np.float32)
+
+        def fill(place: int) -> None:
+            whole[place] = compute(place)
+
+        for _ in workers().map(fill, range(len(sound))):
+            pass
+        return whole
 
     def _padded(self, batch: ReadBatch) -> npt.NDArray[np.float32]:
         """The sound of a batch as one array [shape=(clips, num_samples)], zeros behind what is shorter."""

@@ -78,14 +78,19 @@ def test_a_lane_is_asked_for_its_pieces_in_its_own_order(seed: int) -> None:
             assert taken == own
 
 
-def test_pieces_of_nvdec_are_full_but_at_the_end_of_an_epoch() -> None:
-    clips = [clip(number, SMALL) for number in range(21)]
-    epoch = [clips[:4], clips[4:8], clips[8:10]]
+@pytest.mark.parametrize("other", [SMALL, None], ids=["NVDEC alone", "NVDEC and CPU"])
+def test_pieces_are_full_but_at_the_end_of_an_epoch(other: Route) -> None:
+    clips = [clip(number, other if number % 2 else SMALL) for number in range(22)]
+    epoch = [*(clips[first : first + 4] for first in range(0, 20, 4)), clips[20:]]
     announced: list[Piece] = []
     schedule = schedule_of(epoch * 3, announced)
     while schedule.next():
         pass
-    assert [len(piece.clips) for piece in announced] == [4, 4, 2] * 3
+    lengths = {route: [len(piece.clips) for piece in announced if piece.route == route] for route in (SMALL, None)}
+    if other is None:
+        assert lengths == {SMALL: [4, 4, 3] * 3, None: [4, 4, 3] * 3}
+    else:
+        assert lengths[SMALL] == [4, 4, 4, 4, 4, 2] * 3
 
 
 def test_a_piece_does_not_wait_for_ever_for_clips_of_a_rare_size() -> None:

@@ -241,8 +241,9 @@ class Columns(Feature):
         wanted = self.num_columns or columns.shape[1]
         wanted += -wanted % self.stack
         if wanted > columns.shape[1]:
-            missing = wanted - columns.shape[1]
-            columns = np.pad(columns, ((0, 0), (0, missing)), constant_values=self.pad_value)
+            padded = np.empty((len(columns), wanted), np.float32)
+            padded[:, : columns.shape[1]], padded[:, columns.shape[1] :] = columns, self.pad_value
+            columns = padded
         if self.stack > 1:
             groups = columns.reshape(len(columns), -1, self.stack)
             columns = groups.transpose(2, 0, 1).reshape(self.num_bins, -1)

@@ -31,7 +31,7 @@ class Normalization(ABC):
 
     @abstractmethod
     def compute(self, values: _Floats) -> _Floats:
-        """The same on the CPU."""
+        """The same on the CPU; may change `values`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,11 @@ class Affine(Normalization):
 
     def compute(self, values: _Floats) -> _Floats:  # noqa: D102
         mean, std = (np.atleast_1d(np.asarray(value, np.float32))[:, None] for value in (self.mean, self.std))
-        result = values - mean
-        result /= std
+        values -= mean
+        values /= std
         if self.low is not None or self.high is not None:
-            np.clip(result, self.low, self.high, out=result)
-        return result
+            np.clip(values, self.low, self.high, out=values)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,8 @@ class Waveform(Feature):
     def compute(  # noqa: D102
         self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
     ) -> npt.NDArray[np.float32]:
-        return audio[None].copy() if self.normalize is None else self.normalize.compute(audio[None])
+        row = audio[None].copy()
+        return row if self.normalize is None else self.normalize.compute(row)
 
     def build(  # noqa: D102
         self, audio: DataNode, *, device: Literal["cpu", "gpu"], sample_rate: int, valid: DataNode | None = None

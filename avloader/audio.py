@@ -107,11 +107,14 @@ class AudioReader:
             out[:] = 0
             return out, (0, 0)
         valid = first - start, last - start
-        if any(begin <= first and last <= end for begin, end in self._info.gaps):
+        if self._direct is not None:  # then there are no gaps
+            is_whole = valid == (0, stop - start)
+            if self._direct.read(first, last, out if is_whole else out[valid[0] : valid[1]]):
+                if not is_whole:
+                    out[: valid[0]] = out[valid[1] :] = 0
+                return out, valid
+        elif any(begin <= first and last <= end for begin, end in self._info.gaps):
             out[:] = 0
-            return out, valid
-        if self._direct is not None and self._direct.read(first, last, out[first - start : last - start]):
-            out[: first - start] = out[last - start :] = 0
             return out, valid
         failure: _ReadError | None = None
         for origin in self._starts(first):

@@ -206,24 +206,26 @@ class _WavSound:
     """PCM that lies in one piece."""
 
     def __init__(self, path: str, info: AudioInfo, begin: int) -> None:
-        kind, self._scale = _WAV_TYPES[info.codec]
-        self._kind = np.dtype(kind)
+        kind, scale = _WAV_TYPES[info.codec]
+        self._kind, self._scale = np.dtype(kind), np.float32(scale)
         self._begin, self._num_channels, self._num_samples = begin, info.num_channels, info.num_samples
+        self._block = info.num_channels * self._kind.itemsize
         self._file = FileBytes(path)
 
     def read(self, first: int, last: int, out: _Float32) -> bool:
         if last > self._num_samples:
             return False
-        samples = np.empty((last - first, self._num_channels), self._kind)
+        samples = np.empty((last - first) * self._num_channels, self._kind)
         try:
-            self._file.fill([samples], self._begin + first * samples.itemsize * self._num_channels, samples.nbytes)
+            self._file.fill([samples], self._begin + first * self._block, (last - first) * self._block)
         except (OSError, EOFError):
             return False
         if self._num_channels == 1:
-            out[:] = samples[:, 0]
-            np.multiply(out, self._scale, out=out)  # by a power of two: exact
+            out[:] = samples
+            out *= self._scale  # a power of two: exact
         else:
-            scaled = (samples * self._scale).astype(np.float32) if self._scale != 1 else samples
+            samples = samples.reshape(-1, self._num_channels)
+            scaled = (samples * float(self._scale)).astype(np.float32) if self._scale != 1 else samples
             np.mean(scaled.T, axis=0, dtype=np.float32, out=out)
         return True
 

@@ -1,14 +1,15 @@
 """Sound read straight from its place in the file: no demuxer, no seek, nothing but the packets of a window.
 
 It serves windows about which the file leaves no doubt: AAC whose packets a header lists, inside the sound, undamaged;
-and plain WAV. What it does not serve, `avloader.audio` reads with FFmpeg's demuxer, which copes with everything.
+plain WAV; and FLAC, which libsndfile decodes. What it does not serve, `avloader.audio` reads with FFmpeg's demuxer,
+which copes with everything.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import av
 import av.error
@@ -19,6 +20,9 @@ from av.audio.codeccontext import AudioCodecContext
 from avloader.facts import AudioInfo
 from avloader.mp4 import Track
 from avloader.mp4packets import Decoders, FileBytes, TrackPackets, only_track
+
+if TYPE_CHECKING:
+    import soundfile
 
 __all__ = ["DirectSound", "open_direct"]
 
@@ -55,6 +59,8 @@ def open_direct(path: str, info: AudioInfo) -> DirectSound | None:
         return _open_track(path, info)
     if info.codec in _WAV_TYPES:
         return _open_wav(path, info)
+    if info.codec == "flac":
+        return _open_flac(path, info)
     return None
 
 
@@ -231,3 +237,56 @@ class _WavSound:
 
     def close(self) -> None:
         self._file.close()
+
+
+# FLAC -----------------------------------------------------------------------------------------------------------------
+
+
+def _open_flac(path: str, info: AudioInfo) -> _FlacSound | None:
+    with open(path, "rb", buffering=0) as file:
+        if file.read(4) != b"fLaC" or info.start_pts:  # a container of another kind
+            return None
+    import soundfile
+
+    try:
+        sound = soundfile.SoundFile(path)
+    except soundfile.SoundFileError:
+        return None
+    found = sound.format, sound.samplerate, sound.channels, sound.frames
+    if found == ("FLAC", info.sample_rate, info.num_channels, info.num_samples) and sound.subtype in _FLAC_TYPES:
+        return _FlacSound(sound)
+    sound.close()
+    return None
+
+
+_FLAC_TYPES = ("PCM_16", "PCM_24")  # whose samples are exact in float32
+
+
+class _FlacSound:
+    """FLAC by libsndfile, which takes a third of the time of frames that pass through Python one by one."""
+
+    def __init__(self, sound: soundfile.SoundFile) -> None:
+        self._sound = sound
+
+    def read(self, first: int, last: int, out: _Float32) -> bool:
+        from soundfile import SoundFileError
+
+        sound, count = self._sound, last - first
+        if last > sound.frames:
+            return False
+        samples = np.empty((count, sound.channels), np.float32)
+        try:
+            if sound.tell() != first:
+                sound.seek(first)
+            if sound.buffer_read_into(samples, "float32") != count:
+                return False
+        except SoundFileError:  # damaged
+            return False
+        if sound.channels == 1:
+            out[:] = samples[:, 0]
+        else:
+            np.mean(samples.T, axis=0, dtype=np.float32, out=out)
+        return True
+
+    def close(self) -> None:
+        self._sound.close()

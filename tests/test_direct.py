@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import soundfile
 from conftest import TruthMedia
 from truth import linear_sound
 
@@ -32,7 +33,7 @@ def window(direct: DirectSound, first: int, last: int) -> npt.NDArray[np.float32
 
 
 @pytest.mark.parametrize("name", ["mp4_25", "cut_between_frames", "sound_late", "stereo_44100",
-                                  "mono_16000", "surround", "sidecar_m4a", "sidecar_wav"])  # fmt: skip
+                                  "mono_16000", "surround", "sidecar_m4a", "sidecar_wav", "sidecar_flac"])  # fmt: skip
 def test_it_serves_the_inside_of_plain_media_as_a_linear_decode_gives_it(name: str, truth_media: TruthMedia) -> None:
     direct, info = opened(truth_media[name])
     linear = linear_sound(truth_media[name]).samples
@@ -44,10 +45,48 @@ def test_it_serves_the_inside_of_plain_media_as_a_linear_decode_gives_it(name: s
     direct.close()
 
 
-@pytest.mark.parametrize("name", ["mp4_25", "mono_16000", "sidecar_m4a"])
+@pytest.mark.parametrize("name", ["mp4_25", "mono_16000", "sidecar_m4a", "sidecar_flac"])
 def test_it_serves_the_beginning_too(name: str, truth_media: TruthMedia) -> None:
     direct, _ = opened(truth_media[name])
     assert np.array_equal(window(direct, 0, 9000), linear_sound(truth_media[name]).samples[:9000])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("bits", "num_channels"), [(16, 2), (24, 1), (24, 6)])
+def test_it_serves_flac_as_a_linear_decode_gives_it(bits: int, num_channels: int, tmp_path: Path) -> None:
+    path, random_ = tmp_path / "sound.flac", np.random.default_rng(0)
+    sound = random_.uniform(-1, 1, (100_000, num_channels))
+    soundfile.write(path, sound, 44100, subtype=f"PCM_{bits}")
+    direct, _ = opened(path)
+    linear = linear_sound(path).samples
+    for first in [0, 0, 5000, 99_000, *random_.integers(0, 99_000, 20).tolist()]:
+        assert np.array_equal(window(direct, first, first + 1000), linear[first : first + 1000])  # type: ignore[arg-type]
+    assert window(direct, 99_500, 100_001) is None
+    direct.close()
+
+
+@pytest.mark.parametrize("damage", ["zeros", "noise", "cut"])
+def test_of_damaged_flac_it_serves_nothing_wrong(damage: str, tmp_path: Path) -> None:
+    path, random_ = tmp_path / "sound.flac", np.random.default_rng(0)
+    soundfile.write(path, random_.uniform(-1, 1, 200_000), 16000)
+    direct, info = opened(path)
+    linear = linear_sound(path).samples
+    direct.close()
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    if damage == "cut":
+        del data[middle:]
+    else:
+        data[middle : middle + 300] = bytes(300) if damage == "zeros" else random_.bytes(300)
+    path.write_bytes(data)
+    damaged = open_direct(str(path), info)
+    assert damaged is not None
+    refused = 0
+    for first in range(0, 199_000, 1000):
+        served = window(damaged, first, first + 1000)
+        refused += served is None
+        assert served is None or np.array_equal(served, linear[first : first + 1000])
+    assert refused >= (90 if damage == "cut" else 1)
+    damaged.close()
 
 
 @pytest.mark.parametrize(

@@ -221,11 +221,11 @@ class Columns(Feature):
             audio = fn.preemphasis_filter(audio, preemph_coeff=float(self.preemphasis), border="zero")
         return audio
 
-    def _heard(self, audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The same as `_sound` on the CPU."""
+    def _heard(self, audio: npt.NDArray[np.float32], *, keep_mean: bool = False) -> npt.NDArray[np.float32]:
+        """The same as `_sound` on the CPU; with `keep_mean` for what takes the mean away later."""
         if self.int16:
             audio = np.clip(np.floor(audio * np.float32(32768) + np.float32(0.5)), -32768, 32767)
-        if self.subtract_mean:
+        if self.subtract_mean and not (keep_mean and not self.preemphasis):
             audio = audio - np.float32(audio.mean(dtype=np.float64))
         if self.preemphasis:
             before, audio = audio, audio.copy()
@@ -240,9 +240,13 @@ class Columns(Feature):
         """The same as `_finished` on the CPU."""
         wanted = self.num_columns or columns.shape[1]
         wanted += -wanted % self.stack
-        if wanted > columns.shape[1]:
-            padded = np.empty((len(columns), wanted), np.float32)
-            padded[:, : columns.shape[1]], padded[:, columns.shape[1] :] = columns, self.pad_value
+        count = columns.shape[1]
+        if wanted > count:
+            padded = columns.base  # `spectrum` leaves room
+            if padded is None or padded.shape != (len(columns), wanted):
+                padded = np.empty((len(columns), wanted), np.float32)
+                padded[:, :count] = columns
+            padded[:, count:] = self.pad_value
             columns = padded
         if self.stack > 1:
             groups = columns.reshape(len(columns), -1, self.stack)

@@ -114,7 +114,7 @@ class KaldiFilterBank(_Speech):
             fmax=self._bands_to(sample_rate),
         )
         bands = spectrum(
-            self._heard(audio),
+            self._heard(audio, keep_mean=self.remove_mean),
             self._num_kept(self._own_columns(len(audio))),
             window=np.hanning(self.win_length).astype(np.float32),
             n_fft=self._n_fft,
@@ -122,6 +122,7 @@ class KaldiFilterBank(_Speech):
             bank=bank,
             remove_mean=self.remove_mean,
             preemphasis=self.stretch_preemphasis,
+            room=self.num_columns or 0,
         )
         return self._completed(bands if self.scale is None else self.scale.compute(bands, 2))
 

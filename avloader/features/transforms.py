@@ -61,6 +61,7 @@ def spectrum(
     magnitude_add: float = 0.0,
     remove_mean: bool = False,
     preemphasis: float = 0.0,
+    room: int = 0,
 ) -> _Floats:
     """Amplitude or power of windowed stretches of sound, or bands of it, float32 [shape=(num_bands, num_columns)].
 
@@ -75,9 +76,10 @@ def spectrum(
         magnitude_add: The amplitude is sqrt(power + magnitude_add).
         remove_mean: Each stretch less its mean.
         preemphasis: After that x[t] - preemphasis * x[t - 1] in each stretch, its first sample standing before itself.
+        room: The result is the beginning of an array with so many columns, if these are more.
     """
     bank = _every_bin(n_fft // 2 + 1) if bank is None else bank
-    result = np.empty((len(bank.weights), num_columns), np.float32)
+    result = np.empty((len(bank.weights), max(num_columns, room)), np.float32)[:, :num_columns]
     stretches, spectra = _buffers(n_fft)
     for first in range(0, num_columns, _BLOCK):
         count = min(_BLOCK, num_columns - first)

@@ -65,7 +65,7 @@ def mel_bank(
         weights = librosa.filters.mel(
             sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=cast("Any", norm)
         )
-    return Bank(weights.astype(np.float32))
+    return Bank.of(weights)
 
 
 @functools.lru_cache(maxsize=16)
@@ -74,7 +74,7 @@ def as_bank(bank: Callable[..., _Weights], *, factor: float = 1.0, with_sum: boo
     weights = bank(**options)
     if with_sum:
         weights = np.concatenate([weights, np.ones((1, weights.shape[1]))])
-    return Bank((factor * weights).astype(np.float32))
+    return Bank.of(factor * weights)
 
 
 @functools.lru_cache(maxsize=16)

@@ -62,7 +62,7 @@ def weigh(
     add: float,
     out: _Floats,
 ) -> None:
-    """Bands of transforms whose real and imaginary parts lie in turn [shape=(count, 2 * num_bins)]; to out[band, t]."""
+    """Bands (see `Bank`) of transforms, their real and imaginary parts in turn [shape=(count, 2 * num_bins)]."""
     num_bins = parts.shape[1] // 2
     tile = np.empty((num_bins, _TILE), np.float32)
     sums = np.empty(_TILE, np.float32)
@@ -82,7 +82,7 @@ def weigh(
             for lane in range(_TILE):
                 sums[lane] = np.float32(0)
             for k in range(first[band], stop[band]):
-                weight = weights[band, k]
+                weight = weights[band, k - first[band]]
                 for lane in range(_TILE):
                     sums[lane] += weight * tile[k, lane]
             for lane in range(count):

@@ -5,9 +5,9 @@ What is between sound and bands stays in the processor's cache. A clip's result 
 
 from __future__ import annotations
 
-import functools
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,34 +19,41 @@ __all__ = ["Bank", "spectrum"]
 
 _Floats = npt.NDArray[np.float32]
 
-_BLOCK = 256  # transforms at a time
+_BLOCK_SAMPLES = 131072  # of the stretches that are worked on at a time
+_LEAST_BLOCK = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """A matrix whose rows are mostly zero.
+    """Bands of neighbouring bins.
 
-    Args:
-        weights: float32 [shape=(num_bands, num_bins)].
+    Attributes:
+        weights: float32 [shape=(num_bands, width)], of a band's bins in order, as many as the widest band has.
+        first: int64 [shape=(num_bands,)], the first bin of each.
+        stop: After the last one.
     """
 
     weights: _Floats
-    first: npt.NDArray[np.int64] = field(init=False)
-    stop: npt.NDArray[np.int64] = field(init=False)
+    first: npt.NDArray[np.int64]
+    stop: npt.NDArray[np.int64]
 
-    def __post_init__(self) -> None:
-        used = self.weights != 0
+    @classmethod
+    def of(cls, matrix: npt.NDArray[Any]) -> Bank:
+        """The bank that multiplies by a matrix [shape=(num_bands, num_bins)]."""
+        used = matrix != 0
         some = used.any(axis=1)
-        num_bins = used.shape[1]
-        object.__setattr__(self, "weights", np.ascontiguousarray(self.weights))
-        object.__setattr__(self, "first", np.where(some, used.argmax(axis=1), 0))
-        object.__setattr__(self, "stop", np.where(some, num_bins - used[:, ::-1].argmax(axis=1), 0))
+        first = np.where(some, used.argmax(axis=1), 0)
+        stop = np.where(some, used.shape[1] - used[:, ::-1].argmax(axis=1), 0)
+        weights = np.zeros((len(matrix), int((stop - first).max())), np.float32)
+        for own, row, begin, end in zip(weights, matrix, first.tolist(), stop.tolist(), strict=True):
+            own[: end - begin] = row[begin:end]
+        return cls(weights, first, stop)
 
-
-@functools.lru_cache(16)
-def _every_bin(num_bins: int) -> Bank:
-    """No bands: each bin by itself."""
-    return Bank(np.eye(num_bins, dtype=np.float32))
+    @classmethod
+    def of_bins(cls, num_bins: int) -> Bank:
+        """Each bin by itself."""
+        bins = np.arange(num_bins)
+        return cls(np.ones((num_bins, 1), np.float32), bins, bins + 1)
 
 
 def spectrum(
@@ -78,11 +85,11 @@ def spectrum(
         preemphasis: After that x[t] - preemphasis * x[t - 1] in each stretch, its first sample standing before itself.
         room: The result is the beginning of an array with so many columns, if these are more.
     """
-    bank = _every_bin(n_fft // 2 + 1) if bank is None else bank
+    bank = Bank.of_bins(n_fft // 2 + 1) if bank is None else bank
     result = np.empty((len(bank.weights), max(num_columns, room)), np.float32)[:, :num_columns]
     stretches, spectra = _buffers(n_fft)
-    for first in range(0, num_columns, _BLOCK):
-        count = min(_BLOCK, num_columns - first)
+    for first in range(0, num_columns, len(stretches)):
+        count = min(len(stretches), num_columns - first)
         cut(
             sound,
             first * hop_length,
@@ -110,7 +117,8 @@ def _buffers(n_fft: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory of this thread for a block's stretches, and for their transforms."""
     kept = _own.buffers
     if n_fft not in kept:
-        kept[n_fft] = torch.empty(_BLOCK, n_fft), torch.empty(_BLOCK, n_fft // 2 + 1, dtype=torch.complex64)
+        size = max(_BLOCK_SAMPLES // n_fft, _LEAST_BLOCK)
+        kept[n_fft] = torch.empty(size, n_fft), torch.empty(size, n_fft // 2 + 1, dtype=torch.complex64)
     return kept[n_fft]
 
 

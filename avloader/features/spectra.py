@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dct
 
 from avloader.features.banks import mel_bank
 from avloader.features.base import Columns
@@ -416,6 +415,8 @@ class MFCC(_Mel):
     def compute(  # noqa: D102
         self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
     ) -> npt.NDArray[np.float32]:
+        from scipy.fft import dct
+
         levels = self._levels(self._bands(audio, sample_rate, self.mel_norm, valid))
         coefficients = dct(levels, type=self.dct_type, axis=0, norm=self.norm)[: self.n_mfcc]
         if self.lifter:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dct
 
 from avloader.features.banks import apply_bank, as_bank, kaldi_bank, speech_bank
 from avloader.features.base import Columns
@@ -317,6 +316,8 @@ class SpeechMFCC(SpeechFilterBank):
     def compute(  # noqa: D102
         self, audio: npt.NDArray[np.float32], *, sample_rate: int, valid: tuple[int, int] | None = None
     ) -> npt.NDArray[np.float32]:
+        from scipy.fft import dct
+
         sums = self._sums(audio, sample_rate, valid, with_sum=self.energy)
         cepstra = dct(self._levels(sums[: self.n_mels]), type=2, axis=0, norm="ortho")[: self.n_mfcc]
         if self.lifter:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from avloader.features.transform_loops import cut, weigh
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Bank", "spectrum"]
 
@@ -85,6 +85,10 @@ def spectrum(
         preemphasis: After that x[t] - preemphasis * x[t - 1] in each stretch, its first sample standing before itself.
         room: The result is the beginning of an array with so many columns, if these are more.
     """
+    import torch
+
+    from avloader.features.transform_loops import cut, weigh
+
     bank = Bank.of_bins(n_fft // 2 + 1) if bank is None else bank
     result = np.empty((len(bank.weights), max(num_columns, room)), np.float32)[:, :num_columns]
     stretches, spectra = _buffers(n_fft)
@@ -115,6 +119,8 @@ def spectrum(
 
 def _buffers(n_fft: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory of this thread for a block's stretches, and for their transforms."""
+    import torch
+
     kept = _own.buffers
     if n_fft not in kept:
         size = max(_BLOCK_SAMPLES // n_fft, _LEAST_BLOCK)

@@ -464,7 +464,8 @@ def test_pictures_of_other_sizes_are_close_to_pillows(media: Media, device: str,
     got = batch.frames[0, -1].cpu().numpy() * std + mean
     error = np.abs(got - (expected[::-1] if preset.color == "bgr" else expected))
     assert error.mean() < 2
-    assert np.quantile(error.round(), 0.99) <= 6  # whole levels, but for what normalizing rounds
+    # DALI's colours make it 6 levels, give or take what normalizing rounds.
+    assert np.quantile(error, 0.99) < (6 if device == "cpu" else 6.001)
 
 
 def test_pictures_lie_where_the_model_looks(media: Media) -> None:

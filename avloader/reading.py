@@ -559,8 +559,8 @@ class ReadAhead:
             while kind.waiting and len(kind.free) >= len(kind.waiting[0][1]):
                 number, clips = kind.waiting.popleft()
                 batch = _UnderWay(clips, [kind.free.pop() for _ in clips])
-                self._under_way[number] = batch
                 self._begin(batch, with_frames=with_frames)
+                self._under_way[number] = batch  # after that: where the pool is closed, nobody would ever finish it
                 if number in self._wanted:
                     self._wanted[number].set()
 

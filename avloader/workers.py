@@ -179,7 +179,11 @@ class WorkerPool:
         return future
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Queue jobs."""
+        """Queue jobs, first come first served.
+
+        Raises:
+            RuntimeError: If the pool is closed.
+        """
         with self._lock:
             if self._closed:
                 raise RuntimeError("the worker pool is closed")

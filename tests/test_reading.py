@@ -99,3 +99,16 @@ def test_closing_ends_whoever_waits_for_a_batch(pool: ReadPool) -> None:
     ahead.close()
     thread.join(10)
     assert ended.is_set()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("with_frames", [True, False], ids=["frames", "sound"])
+def test_closing_does_not_wait_for_what_a_closed_pool_never_reads(with_frames: bool, truth_media: TruthMedia) -> None:
+    clips = [clip_at(truth_media["mp4_25"], row) for row in range(4)]
+    pool = ReadPool(SlotLayout((1, 3, 2, 2), NUM_SAMPLES, num_slots=4, num_sound_slots=4), num_workers=1)
+    ahead = pool.read()
+    ahead.add([(number, [clip]) for number, clip in enumerate(clips[:2])], with_frames=with_frames)
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        ahead.add([(2, clips[2:])], with_frames=with_frames)
+    ahead.close()

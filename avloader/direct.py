@@ -241,6 +241,8 @@ class _WavSound:
 
 # FLAC -----------------------------------------------------------------------------------------------------------------
 
+_FLAC_TYPES = ("PCM_16", "PCM_24")  # whose samples are exact in float32
+
 
 def _open_flac(path: str, info: AudioInfo) -> _FlacSound | None:
     with open(path, "rb", buffering=0) as file:
@@ -259,11 +261,8 @@ def _open_flac(path: str, info: AudioInfo) -> _FlacSound | None:
     return None
 
 
-_FLAC_TYPES = ("PCM_16", "PCM_24")  # whose samples are exact in float32
-
-
 class _FlacSound:
-    """FLAC by libsndfile, which takes a third of the time of frames that pass through Python one by one."""
+    """FLAC that libsndfile decodes: its frames do not pass through Python one by one."""
 
     def __init__(self, sound: soundfile.SoundFile) -> None:
         self._sound = sound

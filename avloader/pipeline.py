@@ -29,12 +29,12 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 
 from avloader.augment.clips import ClipAugment
-from avloader.augment.threads import workers
 from avloader.errors import ManifestError, SyncError
 from avloader.features import Feature
 from avloader.media import MediaInfo, probe
 from avloader.pictures import Color, PictureOptions
 from avloader.reading import ClipRead, ReadAhead, ReadBatch, ReadPool, SlotLayout, SoundWindow
+from avloader.threads import workers
 from avloader.timeline import parse_seconds, round_half_up
 from avloader.workers import available_cores
 

@@ -19,7 +19,7 @@ import torch
 
 from avloader.augment.checks import check_number
 from avloader.augment.keys import ClipKeys, Draw, draws, name_tag
-from avloader.augment.threads import workers
+from avloader.threads import workers
 
 __all__ = [
     "Augmented",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
-import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,12 +59,8 @@ def mel_bank(
     """The triangles of `librosa.filters.mel`."""
     import librosa
 
-    with warnings.catch_warnings():  # bands between two bins are empty in some models
-        warnings.simplefilter("ignore")
-        weights = librosa.filters.mel(
-            sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=cast("Any", norm)
-        )
-    return Bank.of(weights)
+    options: dict[str, Any] = {"fmin": fmin, "fmax": fmax, "htk": htk, "norm": norm}
+    return Bank.of(librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, **options))
 
 
 @functools.lru_cache(maxsize=16)

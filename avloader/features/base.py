@@ -242,11 +242,8 @@ class Columns(Feature):
         wanted += -wanted % self.stack
         count = columns.shape[1]
         if wanted > count:
-            padded = columns.base  # `spectrum` leaves room
-            if padded is None or padded.shape != (len(columns), wanted):
-                padded = np.empty((len(columns), wanted), np.float32)
-                padded[:, :count] = columns
-            padded[:, count:] = self.pad_value
+            padded = np.empty((len(columns), wanted), np.float32)
+            padded[:, :count], padded[:, count:] = columns, self.pad_value
             columns = padded
         if self.stack > 1:
             groups = columns.reshape(len(columns), -1, self.stack)

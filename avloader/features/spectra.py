@@ -169,7 +169,6 @@ class _Spectral(Columns):
             power=self.power,
             magnitude_add=self.magnitude_add,
             remove_mean=self.detrend,
-            room=self.num_columns or 0,
         )
 
     def _levels(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -121,7 +121,6 @@ class KaldiFilterBank(_Speech):
             bank=bank,
             remove_mean=self.remove_mean,
             preemphasis=self.stretch_preemphasis,
-            room=self.num_columns or 0,
         )
         return self._completed(bands if self.scale is None else self.scale.compute(bands, 2))
 

@@ -68,7 +68,6 @@ def spectrum(
     magnitude_add: float = 0.0,
     remove_mean: bool = False,
     preemphasis: float = 0.0,
-    room: int = 0,
 ) -> _Floats:
     """Amplitude or power of windowed stretches of sound, or bands of it, float32 [shape=(num_bands, num_columns)].
 
@@ -83,14 +82,13 @@ def spectrum(
         magnitude_add: The amplitude is sqrt(power + magnitude_add).
         remove_mean: Each stretch less its mean.
         preemphasis: After that x[t] - preemphasis * x[t - 1] in each stretch, its first sample standing before itself.
-        room: The result is the beginning of an array with so many columns, if these are more.
     """
     import torch
 
     from avloader.features.transform_loops import cut, weigh
 
     bank = Bank.of_bins(n_fft // 2 + 1) if bank is None else bank
-    result = np.empty((len(bank.weights), max(num_columns, room)), np.float32)[:, :num_columns]
+    result = np.empty((len(bank.weights), num_columns), np.float32)
     stretches, spectra = _buffers(n_fft)
     for first in range(0, num_columns, len(stretches)):
         count = min(len(stretches), num_columns - first)

@@ -23,7 +23,7 @@ def workers() -> ThreadPoolExecutor:
 
 @functools.cache
 def _workers(num_threads: int, process: int) -> ThreadPoolExecutor:
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="avloader-augment")
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="avloader-clips")
     everyone = threading.Barrier(num_threads + 1)
 
     def start() -> None:

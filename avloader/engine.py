@@ -62,7 +62,8 @@ class Delivered:
 
     Attributes:
         clips: What was asked for.
-        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
+        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed; to be used on the
+            engine's stream, which may still have to put them together.
         valid: The range of samples that exist in the medium, one a clip.
         errors: What went wrong, by place in the batch.
     """
@@ -88,6 +89,7 @@ class Engine:
         num_threads: Threads of DALI's CPU operators.
 
     Attributes:
+        stream: What is delivered is made on it; None where the graph runs on the CPU.
         fallbacks: What NVDEC's readers failed at, as sentences.
     """
 
@@ -119,7 +121,7 @@ class Engine:
         else:
             layout = self._layout(0, num_slots)
         self._pool = ReadPool(layout, num_workers=num_workers)
-        self._stream = torch.cuda.Stream(device_id) if device == "gpu" else None
+        self.stream = torch.cuda.Stream(device_id) if device == "gpu" else None
         self.fallbacks: list[str] = []
 
     def close(self) -> None:
@@ -158,7 +160,7 @@ class Engine:
             for route, options in self._routes.items()
             for lane in range(options.num_lanes)
         }
-        assembly = _Assembly(self._stream)
+        assembly = _Assembly(self.stream)
         try:
             for num_clips in (self._first_clips, self._clips_ahead):  # the first lanes start before the rest is known
                 while schedule.clips_ahead < num_clips and not stopped.is_set() and schedule.pull():
@@ -206,7 +208,7 @@ class Engine:
             ahead,
             make,
             make_rescue_pool=self._make_rescue_pool,
-            stream=self._stream,
+            stream=self.stream,
             timeout=None if route is None else self._reader.timeout,
             report=self.fallbacks.append,
         )
@@ -313,18 +315,10 @@ class _Assembly:
         """One tensor a name, its entry `places[k]` the k-th of all slices."""
         if len(slices) == 1:
             return slices[0]
-        if self._stream is None:
-            return _scattered(slices, places)
+        order = torch.tensor(sorted(range(len(places)), key=places.__getitem__))
         with torch.cuda.stream(self._stream):
-            joined = _scattered(slices, places)
-            self._stream.synchronize()  # the slices may go
-        return joined
-
-
-def _scattered(slices: list[dict[str, torch.Tensor]], places: list[int]) -> dict[str, torch.Tensor]:
-    joined = {}
-    for name, first in slices[0].items():
-        joined[name] = torch.empty((len(places), *first.shape[1:]), dtype=first.dtype, device=first.device)
-        index = torch.tensor(places, device=first.device)
-        joined[name].index_copy_(0, index, torch.cat([part[name] for part in slices]))
-    return joined
+            if self._stream is not None:  # without waiting: lanes keep the GPU's driver busy, and each wait costs
+                order = order.pin_memory().to(self._stream.device, non_blocking=True)
+            return {
+                name: torch.cat([part[name] for part in slices]).index_select(0, order) for name in slices[0]
+            }

@@ -117,13 +117,13 @@ class Lane:
                 self._waits_since = None
                 with torch.cuda.stream(own_stream):  # DALI may first have to gather a batch
                     views = _views(pipe.output_names, outputs, len(read.clips))
-                    if own_stream is not None:
-                        own_stream.synchronize()
-                # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do.
-                tensors = views if self._stream is None else _copied(views, self._stream)
+                tensors = views if own_stream is None else _copied(views, own_stream, self._stream)
                 with torch.cuda.stream(self._stream):  # on the default one it would wait for the training step
                     if sound is not None:
                         _compare_sound(tensors["audio"], sound, read)
+                # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do.
+                if self._stream is not None:
+                    self._stream.synchronize()
                 tensors |= drawn
                 del views
                 pipe.release_outputs()
@@ -169,14 +169,13 @@ def _views(names: list[str], outputs: tuple[Any, ...], num_clips: int) -> dict[s
     }
 
 
-def _copied(tensors: dict[str, torch.Tensor], stream: torch.cuda.Stream) -> dict[str, torch.Tensor]:
-    """The same in PyTorch's memory, copied to the end."""
-    with torch.cuda.stream(stream):
-        copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        copied = torch.cuda.Event()
-        copied.record(stream)
-    copied.synchronize()
-    return copies
+def _copied(
+    tensors: dict[str, torch.Tensor], stream: torch.cuda.Stream, copying: torch.cuda.Stream
+) -> dict[str, torch.Tensor]:
+    """What is made on `stream`, in PyTorch's memory: as soon as stream `copying` has come so far."""
+    copying.wait_stream(stream)
+    with torch.cuda.stream(copying):
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _compare_sound(audio: torch.Tensor, sound: npt.NDArray[np.float32] | torch.Tensor, read: ReadBatch) -> None:

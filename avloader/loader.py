@@ -736,7 +736,7 @@ def _made(
     user: torch.cuda.Stream | None,
     finishing: _Finishing,
 ) -> _Made:
-    """The batch, finished: whatever the GPU has to do for it, on `stream`, is done; to be used on stream `user`."""
+    """The batch, finished: whatever the engine's `stream` has to do for it is done; to be used on stream `user`."""
     with torch.cuda.stream(stream):
         batch = _batch(planned, delivered, stream, finishing)
     if stream is not None:
@@ -867,7 +867,7 @@ def _facts(
         columns["sync_label"] = np.array([clip.sync_label for clip in clips])
     block = torch.from_numpy(np.concatenate([column.reshape(-1).view(np.int64) for column in columns.values()]))
     if device is not None:
-        block = block.to(device)
+        block = block.pin_memory().to(device, non_blocking=True)
     facts: dict[str, torch.Tensor] = {}
     for name, column in columns.items():
         part, block = block[: column.size], block[column.size :]
@@ -988,12 +988,11 @@ class _Run:
                 yield batch.reads
 
         try:
-            stream = None if self._device is None else torch.cuda.Stream(self._device)
             with contextlib.closing(engine.run(reads(), self._stopped)) as run:  # type: ignore[type-var]
                 for delivered in run:
                     # For the training loop's stream as it was: if the loop did it, it would hand this thread Python's
                     # lock just when it wants to go on.
-                    if not self._put(_made(pending.popleft(), delivered, stream, self._stream, self._finishing)):
+                    if not self._put(_made(pending.popleft(), delivered, engine.stream, self._stream, self._finishing)):
                         return
             self._put(None)
         except Exception as error:

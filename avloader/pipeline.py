@@ -284,8 +284,8 @@ class ClipPipeline(Pipeline):  # type: ignore[misc]  # DALI has no types
             dtype=types.UINT8,
             layout="FCHW",
             batch=True,
-            # A batch is released after its outputs are there: what is computed from its frames needs no copy of them.
-            no_copy=device == "cpu" and self._graph.normalize is not None,
+            # A batch is released after its outputs are there: what is made of its frames needs no copy of them first.
+            no_copy=device == "gpu" or self._graph.normalize is not None,
         )
         return frames.gpu() if device == "gpu" else frames
 

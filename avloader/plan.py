@@ -53,6 +53,7 @@ LastBatch = Literal["partial", "drop"]
 _PLACES_PER_SECOND = 10**6  # where sound can begin around a clip's frames
 _BLOCK = 256  # clips that are resolved at a time
 _ROWS = 1 << 20  # rows whose clips are counted at a time
+_ZERO = Fraction(0)
 
 _Int64 = npt.NDArray[np.int64]
 
@@ -466,14 +467,20 @@ class Plan(EpochPlan):
             sound = self._spacing.times(media_id).seconds(sound_frame)
         if ticks:
             sound += ticks * unit
+        offset = None
+        if audio_row == row:
+            offset = _ZERO if sound is start else sound - start
+        placed = self._placed(sound, audio_row, sound_frame, place, speed)
+        if av_offset_ns:
+            placed -= Fraction(av_offset_ns, 10**9)
         return Clip(
             position=position,
             row=row,
             media_id=media_id,
             audio_id=audio_id,
             frames=frames,
-            audio_start=self._placed(sound, audio_row, sound_frame, place, speed) - Fraction(av_offset_ns, 10**9),
-            offset_seconds=sound - start if audio_row == row else None,
+            audio_start=placed,
+            offset_seconds=offset,
             label=label,
             audio_row=audio_row,
             sync_label=sync_label,

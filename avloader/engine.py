@@ -22,10 +22,10 @@ from avloader.reading import ClipRead, ReadAhead, ReadPool, Route, SlotLayout
 from avloader.schedule import Piece, RouteOptions, Schedule, Scheduled
 from avloader.tracks import Track
 
-__all__ = ["Delivered", "Engine", "ReaderOptions"]
+__all__ = ["Delivered", "Engine", "Gathered", "ReaderOptions"]
 
 _FIRST_CLIPS = 192  # of the first lanes: the first batch waits until all of their files are known
-_LONGEST_CLIPS = 512  # of later ones: it hides their making, and bounds their open files
+_LONGEST_CLIPS = 1024  # of later ones: it hides their making, and bounds their open files
 _CPU_BATCHES = 64  # that a lane without NVDEC runs; nothing but the pipeline has to be made
 _PULLED_PER_BATCH = 2  # looked up bit by bit: some thousand clips at once would hold the training loop up
 _IN_FLIGHT = 2  # pieces that DALI holds of each lane
@@ -62,8 +62,7 @@ class Delivered:
 
     Attributes:
         clips: What was asked for.
-        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed; to be used on the
-            engine's stream, which may still have to put them together.
+        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
         valid: The range of samples that exist in the medium, one a clip.
         errors: What went wrong, by place in the batch.
     """
@@ -72,6 +71,32 @@ class Delivered:
     tensors: dict[str, torch.Tensor]
     valid: Sequence[tuple[int, int]]
     errors: dict[int, AVLoaderError]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A batch whose clips left the graph, in one piece or in several.
+
+    Attributes:
+        clips, valid, errors: As of `Delivered`.
+        slices: The graph's outputs by name, for some of the clips each.
+        places: Where these stand in the batch, one slice after the other.
+    """
+
+    clips: Sequence[ClipRead]
+    valid: Sequence[tuple[int, int]]
+    errors: dict[int, AVLoaderError]
+    slices: list[dict[str, torch.Tensor]]
+    places: list[int]
+
+    def joined(self) -> Delivered:
+        """The batch in one piece, made on PyTorch's current stream, which may still be at it."""
+        whole, *others = self.slices
+        if others:
+            order = torch.tensor(sorted(range(len(self.places)), key=self.places.__getitem__))
+            order = order.to(next(iter(whole.values())).device, non_blocking=True)
+            whole = {name: torch.cat([part[name] for part in self.slices]).index_select(0, order) for name in whole}
+        return Delivered(self.clips, whole, self.valid, self.errors)
 
 
 class Engine:
@@ -89,7 +114,7 @@ class Engine:
         num_threads: Threads of DALI's CPU operators.
 
     Attributes:
-        stream: What is delivered is made on it; None where the graph runs on the CPU.
+        stream: What is delivered was made on it, and is to be used on it; None where the graph runs on the CPU.
         fallbacks: What NVDEC's readers failed at, as sentences.
     """
 
@@ -132,7 +157,7 @@ class Engine:
 
             backend.ReleaseUnusedMemory()
 
-    def run(self, batches: Iterable[Sequence[ClipRead]], stopped: threading.Event) -> Iterator[Delivered]:
+    def run(self, batches: Iterable[Sequence[ClipRead]], stopped: threading.Event) -> Iterator[Gathered]:
         """The batches, in order. Closing the iterator stops reading.
 
         Args:
@@ -160,7 +185,7 @@ class Engine:
             for route, options in self._routes.items()
             for lane in range(options.num_lanes)
         }
-        assembly = _Assembly(self.stream)
+        assembly = _Assembly()
         try:
             for num_clips in (self._first_clips, self._clips_ahead):  # the first lanes start before the rest is known
                 while schedule.clips_ahead < num_clips and not stopped.is_set() and schedule.pull():
@@ -275,14 +300,9 @@ def _padded(clips: Sequence[ClipRead], length: int) -> list[ClipRead]:
 
 
 class _Assembly:
-    """Puts batches together from finished pieces.
+    """Gathers batches from finished pieces."""
 
-    Args:
-        stream: Where they were copied, or None if they are not on a GPU.
-    """
-
-    def __init__(self, stream: torch.cuda.Stream | None) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
         self._finished: dict[int, tuple[Finished, int]] = {}  # by the piece's number, with its clips still to deliver
 
     def has(self, piece: Piece) -> bool:
@@ -293,7 +313,7 @@ class _Assembly:
         """Hold a piece until all of its clips are delivered."""
         self._finished[piece.number] = finished, len(piece.clips)
 
-    def batch(self, scheduled: Scheduled) -> Delivered:
+    def batch(self, scheduled: Scheduled) -> Gathered:
         """The batch, whose pieces are all there."""
         valid = [(0, 0)] * len(scheduled.clips)
         errors: dict[int, AVLoaderError] = {}
@@ -309,16 +329,4 @@ class _Assembly:
                 if index in finished.read.errors:
                     errors[place] = finished.read.errors[index]
         places = [place for part in scheduled.parts for place in part.places]
-        return Delivered(scheduled.clips, self._joined(slices, places), valid, errors)
-
-    def _joined(self, slices: list[dict[str, torch.Tensor]], places: list[int]) -> dict[str, torch.Tensor]:
-        """One tensor a name, its entry `places[k]` the k-th of all slices."""
-        if len(slices) == 1:
-            return slices[0]
-        order = torch.tensor(sorted(range(len(places)), key=places.__getitem__))
-        with torch.cuda.stream(self._stream):
-            if self._stream is not None:  # without waiting: lanes keep the GPU's driver busy, and each wait costs
-                order = order.pin_memory().to(self._stream.device, non_blocking=True)
-            return {
-                name: torch.cat([part[name] for part in slices]).index_select(0, order) for name in slices[0]
-            }
+        return Gathered(scheduled.clips, valid, errors, slices, places)

@@ -117,7 +117,9 @@ class Lane:
                 self._waits_since = None
                 with torch.cuda.stream(own_stream):  # DALI may first have to gather a batch
                     views = _views(pipe.output_names, outputs, len(read.clips))
-                tensors = views if own_stream is None else _copied(views, own_stream, self._stream)
+                tensors = views
+                if own_stream is not None and self._stream is not None:
+                    tensors = _copied(views, own_stream, self._stream)
                 with torch.cuda.stream(self._stream):  # on the default one it would wait for the training step
                     if sound is not None:
                         _compare_sound(tensors["audio"], sound, read)

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, Literal, ParamSpec, cast, get_args
@@ -29,7 +30,7 @@ from avloader.decoding import (
     decoding_of_sound,
     longest_span,
 )
-from avloader.engine import Delivered, Engine, ReaderOptions
+from avloader.engine import Delivered, Engine, Gathered, ReaderOptions
 from avloader.errors import AVLoaderError, ManifestError
 from avloader.features import Feature, MelSpectrogram, Segments
 from avloader.feed import Feed, PlannedBatch
@@ -731,19 +732,19 @@ class _Made:
 
 def _made(
     planned: PlannedBatch,
-    delivered: Delivered,
+    gathered: Gathered,
     stream: torch.cuda.Stream | None,
     user: torch.cuda.Stream | None,
     finishing: _Finishing,
 ) -> _Made:
     """The batch, finished: whatever the engine's `stream` has to do for it is done; to be used on stream `user`."""
     with torch.cuda.stream(stream):
-        batch = _batch(planned, delivered, stream, finishing)
+        batch = _batch(planned, gathered.joined(), stream, finishing)
     if stream is not None:
         stream.synchronize()
     if batch is not None and user is not None:
         batch.record_stream(user)
-    return _Made(planned, batch, delivered.errors, user)
+    return _Made(planned, batch, gathered.errors, user)
 
 
 def _batch(
@@ -867,7 +868,7 @@ def _facts(
         columns["sync_label"] = np.array([clip.sync_label for clip in clips])
     block = torch.from_numpy(np.concatenate([column.reshape(-1).view(np.int64) for column in columns.values()]))
     if device is not None:
-        block = block.pin_memory().to(device, non_blocking=True)
+        block = block.to(device, non_blocking=True)
     facts: dict[str, torch.Tensor] = {}
     for name, column in columns.items():
         part, block = block[: column.size], block[column.size :]
@@ -933,7 +934,7 @@ class _Run:
         self._device = device if device.type == "cuda" else None
         self._stream: torch.cuda.Stream | None = None
         self._use_stream()
-        self._ready: queue.Queue[_Made | Exception | None] = queue.Queue(_BATCHES_READY)
+        self._ready: queue.Queue[Future[_Made] | Exception | None] = queue.Queue(_BATCHES_READY)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(engine, batches), name="avloader", daemon=True)
         self._thread.start()
@@ -947,14 +948,15 @@ class _Run:
                 return
             if isinstance(item, Exception):
                 raise item
-            planned = item.planned
-            if planned.is_last:
-                self.next = planned.epoch + 1, 0
+            made = item.result()
+            is_last = made.planned.is_last
+            if is_last:
+                self.next = made.planned.epoch + 1, 0
             stream = self._use_stream()
-            if item.batch is not None and stream is not None and stream != item.stream:
-                item.batch.record_stream(stream)
-            yield item
-            if planned.is_last:
+            if made.batch is not None and stream is not None and stream != made.stream:
+                made.batch.record_stream(stream)
+            yield made
+            if is_last:
                 return
 
     def _use_stream(self) -> torch.cuda.Stream | None:
@@ -987,18 +989,25 @@ class _Run:
                 pending.append(batch)
                 yield batch.reads
 
+        # With all lanes at work, each call of the GPU's driver has to wait for its turn.
+        num_threads = 1 if engine.stream is None else _BATCHES_READY
         try:
-            with contextlib.closing(engine.run(reads(), self._stopped)) as run:  # type: ignore[type-var]
-                for delivered in run:
+            with (
+                contextlib.closing(engine.run(reads(), self._stopped)) as run,  # type: ignore[type-var]
+                ThreadPoolExecutor(num_threads, thread_name_prefix="avloader-batch") as executor,
+            ):
+                for gathered in run:
                     # For the training loop's stream as it was: if the loop did it, it would hand this thread Python's
                     # lock just when it wants to go on.
-                    if not self._put(_made(pending.popleft(), delivered, engine.stream, self._stream, self._finishing)):
+                    stream = self._stream
+                    made = executor.submit(_made, pending.popleft(), gathered, engine.stream, stream, self._finishing)
+                    if not self._put(made):
                         return
             self._put(None)
         except Exception as error:
             self._put(error)
 
-    def _put(self, item: _Made | Exception | None) -> bool:
+    def _put(self, item: Future[_Made] | Exception | None) -> bool:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=0.1)

@@ -120,11 +120,12 @@ class Lane:
                 tensors = views
                 if own_stream is not None and self._stream is not None:
                     tensors = _copied(views, own_stream, self._stream)
-                with torch.cuda.stream(self._stream):  # on the default one it would wait for the training step
-                    if sound is not None:
+                # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do:
+                # for that both of these wait.
+                if sound is not None:
+                    with torch.cuda.stream(self._stream):  # on the default one it would wait for the training step
                         _compare_sound(tensors["audio"], sound, read)
-                # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do.
-                if self._stream is not None:
+                elif self._stream is not None:
                     self._stream.synchronize()
                 tensors |= drawn
                 del views
@@ -166,9 +167,10 @@ def _leave_alone(pipe: ClipPipeline) -> None:
 
 def _views(names: list[str], outputs: tuple[Any, ...], num_clips: int) -> dict[str, torch.Tensor]:
     """DALI's outputs, but for the rows."""
-    return {
-        name: from_dlpack(output.as_tensor())[:num_clips] for name, output in zip(names[:-1], outputs, strict=False)
-    }
+    views = {name: from_dlpack(output.as_tensor()) for name, output in zip(names[:-1], outputs, strict=False)}
+    if any(len(view) > num_clips for view in views.values()):
+        views = {name: view[:num_clips] for name, view in views.items()}
+    return views
 
 
 def _copied(
@@ -186,12 +188,10 @@ def _compare_sound(audio: torch.Tensor, sound: npt.NDArray[np.float32] | torch.T
     Raises:
         SyncError: If it is not: the memory of the batch was overwritten.
     """
-    if audio.is_cuda:
-        expected = torch.as_tensor(sound).to(audio.device)
-        same = (audio.view(torch.int32) == expected.view(torch.int32)).all(dim=1).tolist()  # as bits: NaN equals itself
-    else:  # PyTorch's threads would take longer to wake than this takes
-        same = (audio.numpy().view(np.int32) == np.asarray(sound).view(np.int32)).all(axis=1).tolist()
-    for clip, is_same in zip(read.clips, same, strict=True):
+    # On the CPU, where one copy is all that PyTorch has to do: its threads take longer to wake than this takes.
+    expected = sound.cpu().numpy() if isinstance(sound, torch.Tensor) else sound
+    same = (audio.cpu().numpy().view(np.int32) == expected.view(np.int32)).all(axis=1)  # as bits: NaN equals itself
+    for clip, is_same in zip(read.clips, same.tolist(), strict=True):
         if not is_same:
             raise SyncError(
                 "the sound of the row was overwritten while it was under way in DALI",

@@ -869,10 +869,14 @@ def _facts(
     block = torch.from_numpy(np.concatenate([column.reshape(-1).view(np.int64) for column in columns.values()]))
     if device is not None:
         block = block.to(device, non_blocking=True)
+    # Each operation of PyTorch's lets another thread have Python's lock, and waits to get it back: as few as can be.
+    sizes = [column.size for column in columns.values()]
     facts: dict[str, torch.Tensor] = {}
-    for name, column in columns.items():
-        part, block = block[: column.size], block[column.size :]
-        facts[name] = (part if column.dtype == np.int64 else part.view(torch.float64)).view(column.shape)
+    for (name, column), whole, real in zip(
+        columns.items(), block.split_with_sizes(sizes), block.view(torch.float64).split_with_sizes(sizes), strict=True
+    ):
+        part = whole if column.dtype == np.int64 else real
+        facts[name] = part.view(column.shape) if column.ndim > 1 else part
     return facts
 
 

@@ -40,7 +40,7 @@ from avloader.pictures import Color, Crop, Interpolation, PictureOptions
 from avloader.pipeline import AUGMENTATION, PER_CLIP_VARIANCE_FLOOR, GraphOptions, Normalize
 from avloader.plan import Clip, EpochPlan, LastBatch, Plan, PlanOptions, SoundPlace, Windows
 from avloader.presets import Preset, find_preset
-from avloader.reading import ClipRead
+from avloader.reading import ClipRead, SoundWindow
 from avloader.sound_plan import SoundOptions, SoundPlan
 from avloader.timeline import round_half_up
 
@@ -854,10 +854,10 @@ def _facts(
     }
     with_pictures, sounds = bool(reads[0].frames), [read.sound for read in reads if read.sound is not None]
     if with_pictures:
-        columns["frame_seconds"] = np.stack([_frame_seconds(read) for read in reads])
+        columns["frame_seconds"] = _frame_seconds(reads)
     if sounds:
-        columns["audio_start_seconds"] = np.array([float(sound.start_seconds) for sound in sounds])
-        columns["audio_valid"] = np.array([_delivered_range(delivered, place) for place in kept], np.int64)
+        columns["audio_start_seconds"] = np.array([_start_seconds(sound) for sound in sounds])
+        columns["audio_valid"] = _delivered_ranges(delivered, kept)
         columns["audio_row"] = np.array([clip.audio_row for clip in clips], np.int64)
         columns["audio_length"] = np.array(lengths, np.int64)
         if hops:
@@ -897,25 +897,42 @@ def _offset(clip: Clip) -> float:
     return math.nan if clip.offset_seconds is None else float(clip.offset_seconds)
 
 
-def _delivered_range(delivered: Delivered, place: int) -> tuple[int, int]:
-    """Which of a clip's delivered samples exist in the medium; more may have been read, for the features."""
-    sound = delivered.clips[place].sound
-    before, num_samples = sound.before if sound else 0, delivered.tensors["audio"].shape[1]
-    first, stop = (min(max(index - before, 0), num_samples) for index in delivered.valid[place])
-    return (first, stop) if first < stop else (0, 0)
+def _delivered_ranges(delivered: Delivered, kept: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Which of the clips' delivered samples exist in their media; more may have been read, for the features."""
+    sounds = [delivered.clips[place].sound for place in kept]
+    before = np.array([[sound.before if sound else 0] for sound in sounds])
+    read = np.array([delivered.valid[place] for place in kept], np.int64)
+    ranges: npt.NDArray[np.int64] = (read - before).clip(0, delivered.tensors["audio"].shape[1])
+    ranges[ranges[:, 0] >= ranges[:, 1]] = 0
+    return ranges
 
 
-def _frame_seconds(clip: ClipRead) -> npt.NDArray[np.float64]:
-    """Media times of a clip's frames, each the float nearest to the exact value."""
-    times = clip.video.times
-    tick, origin = times.time_base, times.origin
-    scale = tick.numerator * origin.denominator
-    shift = origin.numerator * tick.denominator
-    unit = tick.denominator * origin.denominator
-    pts = times.pts_of(clip.frames)
-    if max(abs(int(pts[0])), abs(int(pts[-1]))) * scale + abs(shift) < _EXACT and unit < _EXACT:
-        return (pts * scale - shift) / unit
-    return np.array([(value * scale - shift) / unit for value in pts.tolist()])
+def _start_seconds(sound: SoundWindow) -> float:
+    """Where in its medium a window begins: the float nearest to the exact value."""
+    start, rate = sound.info.start_seconds, sound.info.sample_rate
+    return (start.numerator * rate + sound.start * start.denominator) / (start.denominator * rate)
+
+
+def _frame_seconds(clips: Sequence[ClipRead]) -> npt.NDArray[np.float64]:
+    """Media times of the clips' frames [shape=(B, F)], each the float nearest to the exact value."""
+    pts = np.stack([clip.video.times.pts_of(clip.frames) for clip in clips])
+    clocks, is_exact = [], True
+    for clip, first, last in zip(clips, pts[:, 0].tolist(), pts[:, -1].tolist(), strict=True):
+        tick, origin = clip.video.times.time_base, clip.video.times.origin
+        scale, shift = tick.numerator * origin.denominator, origin.numerator * tick.denominator
+        unit = tick.denominator * origin.denominator
+        clocks.append((scale, shift, unit))
+        is_exact &= max(abs(first), abs(last)) * scale + abs(shift) < _EXACT and unit < _EXACT
+    if is_exact:
+        scales, shifts, units = np.array(clocks).T[:, :, None]
+        seconds: npt.NDArray[np.float64] = (pts * scales - shifts) / units
+        return seconds
+    return np.array(
+        [
+            [(value * scale - shift) / unit for value in row]
+            for row, (scale, shift, unit) in zip(pts.tolist(), clocks, strict=True)
+        ]
+    )
 
 
 class _Run:

@@ -127,7 +127,7 @@ class _Worker:
         theirs.close()
         self.connection = Connection(ours.detach())
         self.sent: deque[tuple[Any, Job]] = deque()
-        self.connection.send((target, init))
+        self.connection.send_bytes(pickle.dumps((target, init)))
 
     def end(self, timeout: float) -> None:
         self.connection.close()  # the worker sees the end of its input and leaves
@@ -279,13 +279,13 @@ class WorkerPool:
                 continue
             worker.sent.append((task, job))
             try:
-                worker.connection.send(task)
+                worker.connection.send_bytes(pickle.dumps(task))
             except OSError:  # it died since; `_receive` sees the end of its output and deals with its tasks
                 return
 
     def _receive(self, worker: _Worker) -> None:
         try:
-            is_error, result = worker.connection.recv()
+            is_error, result = pickle.loads(worker.connection.recv_bytes())
         except (EOFError, OSError):
             self._replace(worker)
             return
@@ -327,7 +327,7 @@ def _serve(fds: list[int]) -> None:
     if memory is not None:
         os.close(fds[1])
     with contextlib.suppress(EOFError, OSError):
-        target, init = connection.recv()
+        target, init = pickle.loads(connection.recv_bytes())
         module, _, name = target.partition(":")
         server: Callable[[Any], Any]
         try:

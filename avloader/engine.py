@@ -25,8 +25,7 @@ from avloader.tracks import Track
 __all__ = ["Delivered", "Engine", "Gathered", "ReaderOptions"]
 
 _FIRST_CLIPS = 192  # of the first lanes: the first batch waits until all of their files are known
-_SECOND_CLIPS = 512  # of the second ones, at most
-_LONGEST_CLIPS = 2048  # of later ones: making and ending them holds others up, but their files stay open
+_LONGEST_CLIPS = 1024  # of later ones: making and ending them holds the others up, and their files stay open
 _CPU_BATCHES = 64  # that a lane without NVDEC runs; nothing but the pipeline has to be made
 _PULLED_PER_BATCH = 2  # looked up bit by bit: some thousand clips at once would hold the training loop up
 _IN_FLIGHT = 2  # pieces that DALI holds of each lane
@@ -139,7 +138,6 @@ class Engine:
         lanes = [options for route, options in routes.items() if route is not None for _ in range(options.num_lanes)]
         self._clips_ahead = max(len(lanes) * _LONGEST_CLIPS, _CPU_BATCHES * batch_size)
         self._first_clips = len(lanes) * _FIRST_CLIPS or self._clips_ahead
-        self._second_clips = len(lanes) * _SECOND_CLIPS or self._clips_ahead
         # Twice what lanes hold of their pieces, and what waits for pieces of other lanes.
         sound_slots = sum(2 * (_IN_FLIGHT + 2) * options.piece_clips for options in lanes) + 16 * batch_size
         num_slots = batch_size * 8 * (_IN_FLIGHT + 1)
@@ -189,7 +187,7 @@ class Engine:
         }
         assembly = _Assembly()
         try:
-            for num_clips in (self._first_clips, self._second_clips):  # the first lanes start before the rest is known
+            for num_clips in (self._first_clips, self._clips_ahead):  # the first lanes start before the rest is known
                 while schedule.clips_ahead < num_clips and not stopped.is_set() and schedule.pull():
                     pass
                 for track in tracks.values():
@@ -216,7 +214,7 @@ class Engine:
 
     def _track(self, schedule: Schedule, route: Route, lane: int, ahead: ReadAhead) -> Track:
         num_lanes = self._routes[route].num_lanes
-        lengths = [_FIRST_CLIPS, _FIRST_CLIPS + (_SECOND_CLIPS - _FIRST_CLIPS) * (lane + 1) // num_lanes]
+        lengths = [_FIRST_CLIPS, _FIRST_CLIPS + (_LONGEST_CLIPS - _FIRST_CLIPS) * (lane + 1) // num_lanes]
         if route is None:
             lengths = []
 

@@ -56,6 +56,7 @@ _STATE_VERSION = 1
 _EXACT = 2**53  # integers up to here are exact as float64, and so their quotient is the float nearest to the exact one
 _Arguments = ParamSpec("_Arguments")
 _BATCHES_READY = 2  # finished batches that wait for the training loop
+_FINISHING_THREADS = 1
 _READER_TIMEOUT = 30.0  # seconds without a piece after which NVDEC's reader counts as hanging
 
 
@@ -869,7 +870,6 @@ def _facts(
     block = torch.from_numpy(np.concatenate([column.reshape(-1).view(np.int64) for column in columns.values()]))
     if device is not None:
         block = block.to(device, non_blocking=True)
-    # Each operation of PyTorch's lets another thread have Python's lock, and waits to get it back: as few as can be.
     sizes = [column.size for column in columns.values()]
     facts: dict[str, torch.Tensor] = {}
     for (name, column), whole, real in zip(
@@ -1010,12 +1010,10 @@ class _Run:
                 pending.append(batch)
                 yield batch.reads
 
-        # With all lanes at work, each call of the GPU's driver has to wait for its turn.
-        num_threads = 1 if engine.stream is None else _BATCHES_READY
         try:
             with (
                 contextlib.closing(engine.run(reads(), self._stopped)) as run,  # type: ignore[type-var]
-                ThreadPoolExecutor(num_threads, thread_name_prefix="avloader-batch") as executor,
+                ThreadPoolExecutor(_FINISHING_THREADS, thread_name_prefix="avloader-batch") as executor,
             ):
                 for gathered in run:
                     # For the training loop's stream as it was: if the loop did it, it would hand this thread Python's

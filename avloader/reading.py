@@ -45,7 +45,7 @@ __all__ = [
 
 _OPEN_FILES = 16  # containers that a worker keeps open
 _KNOWN_MEDIA = 1024  # media whose facts are kept pickled, and in a worker unpickled
-_SOUNDS_PER_TASK = 16  # a window of sound takes a worker about as long as to hand it a task
+_SOUNDS_PER_TASK = 8  # a window of sound takes a worker about as long as to hand it a task
 _PIXELS_PER_TASK = 4_000_000
 
 _Result = tuple[int, int] | AVLoaderError  # the range of samples that exist in the medium, or what went wrong

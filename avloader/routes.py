@@ -16,7 +16,7 @@ from avloader.schedule import RouteOptions
 __all__ = ["MOST_SIZES", "choose_cpu_share", "choose_routes", "goes_to_cpu", "num_nvdec_engines"]
 
 MOST_SIZES = 16  # picture sizes that NVDEC decodes, each with a reader of its own; the CPU decodes rarer ones
-_CORE_AS_ENGINE = Fraction(3, 10)  # what a CPU core decodes beside NVDEC, of what one of an H200's engines does
+_CORE_AS_ENGINE = Fraction(42, 100)  # what a CPU core decodes, of what one of an H200's engines does
 _GOLDEN = 11400714819323198485  # 2**64 / golden ratio: multiples of it, modulo 2**64, are spread evenly
 _FRAME_NS, _MEGAPIXEL_NS = 0.15, 0.65  # milliseconds that an H200's engine takes for a frame, and for each megapixel
 _READER_CLIPS = 2.5  # clips that a reader holds besides those that it delivers at a time

@@ -50,7 +50,7 @@ from avloader import AVLoader, Manifest, build_manifest
 from avloader.loader import IMAGENET_MEAN, IMAGENET_STD, AVBatch
 
 # More than what is read ahead: else the same clip of two epochs would be decoded once
-CLIPS = {"224x224 GOP 12": 4096, "1280x720 GOP 50": 2048, "1920x1080 GOP 60": 2048}
+CLIPS = {"224x224 GOP 12": 8192, "1280x720 GOP 50": 2048, "1920x1080 GOP 60": 1024}
 
 
 def loader_of(manifest: Manifest, **more: Any) -> AVLoader:

@@ -24,7 +24,7 @@ __all__ = ["Decode", "Decoding", "DecodingOptions", "choose_decoding", "decoding
 Decode = Literal["auto", "nvdec", "cpu"]
 
 _CORES_FOR_TRAINING = 4  # on which no process decodes or reads if the GPU decodes too
-_MEMORY_LIMIT = 6_500_000_000  # bytes of the GPU's memory for decoding, if nothing is said
+_MEMORY_LIMIT = 6_200_000_000  # bytes of the GPU's memory for decoding, if nothing is said
 _MEMORY_PART = 0.5  # of the GPU's memory at most
 
 
@@ -37,7 +37,7 @@ class DecodingOptions:
         cpu_share: The part of NVDEC's clips that the CPU decodes in its place, in [0, 1]; "auto": as many as make both
             end at the same time.
         lanes: NVDEC's readers side by side, > 0; "auto": one more than the GPU has decoder engines.
-        memory_limit: Bytes of the GPU's memory for decoding, > 0; "auto": 6.5 GB, or half of what the GPU has.
+        memory_limit: Bytes of the GPU's memory for decoding, > 0; "auto": 6.2 GB, or half of what the GPU has.
         num_workers: Processes that decode and read sound, > 0; None: one a core, but for four cores where the GPU
             decodes too; torchrun's processes share the cores.
 

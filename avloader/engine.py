@@ -91,12 +91,16 @@ class Gathered:
 
     def joined(self) -> Delivered:
         """The batch in one piece, made on PyTorch's current stream, which may still be at it."""
-        whole, *others = self.slices
-        if others:
+        joined = dict(self.slices[0])
+        if len(self.slices) > 1:
             order = torch.tensor(sorted(range(len(self.places)), key=self.places.__getitem__))
-            order = order.to(next(iter(whole.values())).device, non_blocking=True)
-            whole = {name: torch.cat([part[name] for part in self.slices]).index_select(0, order) for name in whole}
-        return Delivered(self.clips, whole, self.valid, self.errors)
+            orders = {
+                device: order.to(device, non_blocking=True) for device in {each.device for each in joined.values()}
+            }
+            for name, tensor in self.slices[0].items():
+                every = torch.cat([part[name] for part in self.slices])
+                joined[name] = every.index_select(0, orders[tensor.device])
+        return Delivered(self.clips, joined, self.valid, self.errors)
 
 
 class Engine:

@@ -7,7 +7,7 @@ import functools
 import types
 import typing
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -74,7 +74,8 @@ def unpack(data: bytes) -> npt.NDArray[np.int64]:
 
 def decode(record: type[T], values: pa.StructScalar) -> T:
     """The dataclass that `encode` made `values` from; arrays are read-only."""
-    return record(**{name: _decode(hint, values[name]) for name, hint, _ in _hints(typing.cast(type, record))})
+    made: T = _decoder(typing.cast(type, record))(values.as_py())
+    return made
 
 
 def _fields(record: type) -> list[pa.Field]:
@@ -87,20 +88,46 @@ def _arrow_type(hint: Any) -> pa.DataType:
     return _PLAIN[hint]
 
 
-def _decode(hint: Any, value: pa.Scalar) -> Any:
-    if not value.is_valid:
-        return None
+@functools.cache
+def _decoder(record: type) -> Callable[[dict[str, Any]], Any]:
+    """What makes a `record` of its fields as Python values; put together once for a million media."""
+    fields = [(name, _converter(hint)) for name, hint, _ in _hints(record)]
+
+    def make(values: dict[str, Any]) -> Any:
+        return record(
+            *[
+                value if convert is None or value is None else convert(value)
+                for convert, value in [(convert, values[name]) for name, convert in fields]
+            ]
+        )
+
+    return make
+
+
+def _converter(hint: Any) -> Callable[[Any], Any] | None:
+    """What makes a field's value of Arrow's; None: they are the same."""
     if hint in (str, int, bool):
-        return value.as_py()
+        return None
     if dataclasses.is_dataclass(hint):
-        return decode(typing.cast(type, hint), value)
+        return _decoder(typing.cast(type, hint))
     if hint == npt.NDArray[np.int64]:
-        array = unpack(value.as_py())
-        array.flags.writeable = False
-        return array
-    if hint is Fraction:
-        return Fraction(value.as_py())
-    return tuple(tuple(pair) for pair in value.as_py())
+        return _unpacked
+    return _fraction if hint is Fraction else _pairs
+
+
+def _unpacked(data: bytes) -> npt.NDArray[np.int64]:
+    array = unpack(data)
+    array.flags.writeable = False
+    return array
+
+
+@functools.lru_cache(4096)  # media have the same few rates and time bases
+def _fraction(text: str) -> Fraction:
+    return Fraction(text)
+
+
+def _pairs(values: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, values))
 
 
 @functools.cache  # a million media have but a handful of types

@@ -11,7 +11,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, Literal, ParamSpec, cast, get_args
@@ -56,7 +55,6 @@ _STATE_VERSION = 1
 _EXACT = 2**53  # integers up to here are exact as float64, and so their quotient is the float nearest to the exact one
 _Arguments = ParamSpec("_Arguments")
 _BATCHES_READY = 2  # finished batches that wait for the training loop
-_FINISHING_THREADS = 1
 _READER_TIMEOUT = 30.0  # seconds without a piece after which NVDEC's reader counts as hanging
 
 
@@ -955,7 +953,7 @@ class _Run:
         self._device = device if device.type == "cuda" else None
         self._stream: torch.cuda.Stream | None = None
         self._use_stream()
-        self._ready: queue.Queue[Future[_Made] | Exception | None] = queue.Queue(_BATCHES_READY)
+        self._ready: queue.Queue[_Made | Exception | None] = queue.Queue(_BATCHES_READY)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(engine, batches), name="avloader", daemon=True)
         self._thread.start()
@@ -969,15 +967,14 @@ class _Run:
                 return
             if isinstance(item, Exception):
                 raise item
-            made = item.result()
-            is_last = made.planned.is_last
-            if is_last:
-                self.next = made.planned.epoch + 1, 0
+            planned = item.planned
+            if planned.is_last:
+                self.next = planned.epoch + 1, 0
             stream = self._use_stream()
-            if made.batch is not None and stream is not None and stream != made.stream:
-                made.batch.record_stream(stream)
-            yield made
-            if is_last:
+            if item.batch is not None and stream is not None and stream != item.stream:
+                item.batch.record_stream(stream)
+            yield item
+            if planned.is_last:
                 return
 
     def _use_stream(self) -> torch.cuda.Stream | None:
@@ -1011,22 +1008,18 @@ class _Run:
                 yield batch.reads
 
         try:
-            with (
-                contextlib.closing(engine.run(reads(), self._stopped)) as run,  # type: ignore[type-var]
-                ThreadPoolExecutor(_FINISHING_THREADS, thread_name_prefix="avloader-batch") as executor,
-            ):
+            with contextlib.closing(engine.run(reads(), self._stopped)) as run:  # type: ignore[type-var]
                 for gathered in run:
                     # For the training loop's stream as it was: if the loop did it, it would hand this thread Python's
                     # lock just when it wants to go on.
                     stream = self._stream
-                    made = executor.submit(_made, pending.popleft(), gathered, engine.stream, stream, self._finishing)
-                    if not self._put(made):
+                    if not self._put(_made(pending.popleft(), gathered, engine.stream, stream, self._finishing)):
                         return
             self._put(None)
         except Exception as error:
             self._put(error)
 
-    def _put(self, item: Future[_Made] | Exception | None) -> bool:
+    def _put(self, item: _Made | Exception | None) -> bool:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=0.1)

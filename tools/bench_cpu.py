@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import itertools
 import json
 import mmap
 import os
@@ -216,8 +217,11 @@ def sound(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     with soundfile.SoundFile(folder / "ogg48.ogg", "w", 48000, 1, format="OGG") as ogg:
         for first in range(0, len(native), 48000):  # libsndfile's Vorbis overflows its stack if it gets all at once
             ogg.write(native[first : first + 48000])
+    # As the loader reads: by samples, into the memory of a batch, which is there.
+    slots = itertools.cycle(np.zeros((16, NUM_SAMPLES), np.float32))
+    ranges = {begin: (round(begin * RATE), round(begin * RATE) + NUM_SAMPLES) for begin in starts}
     kinds: dict[str, Callable[[float], Any]] = {
-        "wav": lambda begin: readers["wav"].read(round(begin * RATE), round(begin * RATE) + NUM_SAMPLES)[0],
+        "wav": lambda begin: readers["wav"].read(*ranges[begin], next(slots))[0],
         "aac": lambda begin: _window(readers["aac"], begin, RATE),
         "librosa, AAC": lambda begin: _librosa(path, begin),
         "librosa, Ogg": lambda begin: _librosa(folder / "ogg48.ogg", begin),

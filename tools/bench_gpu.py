@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +230,8 @@ def verify_other(name: str, batches: Iterator[tuple[torch.Tensor, ...]], manifes
 # Parts ----------------------------------------------------------------------------------------------------------------
 
 
-def rates(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def rates(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Clips per second."""
-    results: list[dict[str, Any]] = []
     for name, recipe in bench.recipes(60).items():
         place = folder / recipe.name
         place.mkdir()
@@ -256,21 +255,14 @@ def rates(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 if number < arguments.other_rounds:
                     figures[other].append(rate_of_other(other, manifest, count))
         medians = {key: round(statistics.median(values), 1) for key, values in figures.items()}
-        results.append(
-            {
-                "media": name,
-                "clips_per_second": medians,
-                "nvdec / bare": round(medians["nvdec"] / medians["bare"], 3),
-                "together / bare": round(medians["together"] / medians["bare"], 3),
-                "together / nvdec": round(medians["together"] / medians["nvdec"], 3),
-                "together / DataLoader": round(medians["together"] / medians["DataLoader"], 3),
-                "together / tutorial": round(medians["together"] / medians["tutorial"], 3),
-                "engine": sentence,
-                "rounds": {key: [round(value, 1) for value in values] for key, values in figures.items()},
-            }
-        )
-        show("clips per second", [{"media": result["media"], **result["clips_per_second"]} for result in results])
-    return results
+        yield {
+            "media": name,
+            "clips_per_second": medians,
+            **{f"together / {key}": round(medians["together"] / value, 3) for key, value in medians.items()},
+            "nvdec / bare": round(medians["nvdec"] / medians["bare"], 3),
+            "engine": sentence,
+            "rounds": {key: [round(value, 1) for value in values] for key, values in figures.items()},
+        }
 
 
 def waiting(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -492,12 +484,24 @@ def faults(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-PARTS = {part.__name__: part for part in (rates, waiting, memory, files, start, epochs, faults)}
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterable[dict[str, Any]]]] = {
+    "rates": rates,
+    "waiting": waiting,
+    "memory": memory,
+    "files": files,
+    "start": start,
+    "epochs": epochs,
+    "faults": faults,
+}
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print a short table."""
     table = Table(title=title)
+    rows = [
+        {**row, **{key: item for value in row.values() if isinstance(value, dict) for key, item in value.items()}}
+        for row in rows
+    ]
     keys = [key for key in rows[0] if not isinstance(rows[0][key], (dict, list))]
     for key in keys:
         table.add_column(key)
@@ -529,11 +533,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         report["parts"] = json.loads(arguments.output.read_text())["parts"]
     for name in arguments.parts.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            results = PARTS[name](Path(folder), arguments)
+            results: list[dict[str, Any]] = []
+            for result in PARTS[name](Path(folder), arguments):
+                results.append(result)
+                report["parts"][name] = {"machine": bench.machine("gpu"), "results": results}
+                if arguments.output is not None:
+                    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
         show(name, results)
-        report["parts"][name] = {"machine": bench.machine("gpu"), "results": results}
-        if arguments.output is not None:
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from avloader.errors import AnnotationError, AVLoaderError, DecodeError, ManifestError, MediaError, SyncError
 
 if TYPE_CHECKING:
+    from avloader.batch import AVBatch
     from avloader.features import (
         MFCC,
         Affine,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         Standardize,
         Waveform,
     )
-    from avloader.loader import AVBatch, AVLoader
+    from avloader.loader import AVLoader
     from avloader.manifest import Manifest, build_manifest
     from avloader.media import MediaInfo, probe
     from avloader.offsets import AllPairs, BinaryOffsets, FixedOffsets, GridOffsets, OtherClip, OtherStart
@@ -76,7 +77,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "AVBatch": "loader",
+    "AVBatch": "batch",
     "AVLoader": "loader",
     "Affine": "features",
     "AllPairs": "offsets",

@@ -23,7 +23,8 @@ from avloader.errors import ManifestError
 if TYPE_CHECKING:
     import torch
 
-    from avloader.loader import AVBatch, AVLoader
+    from avloader.batch import AVBatch
+    from avloader.loader import AVLoader
     from avloader.manifest import Manifest
 
 __all__ = ["BenchReport", "run_bench"]

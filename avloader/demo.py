@@ -23,7 +23,8 @@ from avloader.errors import MediaError
 from avloader.manifest import build_manifest
 
 if TYPE_CHECKING:
-    from avloader.loader import AVBatch, AVLoader
+    from avloader.batch import AVBatch
+    from avloader.loader import AVLoader
 
 __all__ = ["DemoReport", "demo_clip", "run_demo"]
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 
+from avloader.epochs import Clip, EpochPlan, LastBatch, batches, num_batches
 from avloader.manifest import Manifest
 from avloader.pictures import PictureOptions
-from avloader.plan import Clip, EpochPlan, LastBatch, batches, num_batches
 from avloader.reading import ClipRead, Route, SoundWindow
 from avloader.routes import goes_to_cpu
 from avloader.timeline import round_half_up

@@ -25,7 +25,7 @@ __all__ = ["Decoders", "FileBytes", "TrackPackets", "only_track"]
 _MOST_BUFFERS = 512  # of one system call; the system allows 1024
 _BETWEEN = memoryview(bytearray(16384))  # packets of other streams, which are read over rather than read around
 _MOST_IDLE = 16  # decoders that are kept for the next file
-_OPENED_TOGETHER = 16  # media whose header is kept: the sound of a few clips is opened after the pictures of all of them
+_OPENED_TOGETHER = 16  # media whose header is kept: sound is opened after the pictures of some clips
 
 
 _Context = TypeVar("_Context", bound=av.CodecContext)

@@ -43,7 +43,7 @@ from avloader.plan import SoundPlace, Windows
 if TYPE_CHECKING:
     import torch
 
-    from avloader.loader import AVBatch
+    from avloader.batch import AVBatch
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
 

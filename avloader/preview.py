@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from avloader.audio import AudioReader
     from avloader.augment import Node
-    from avloader.loader import AVBatch
+    from avloader.batch import AVBatch
     from avloader.manifest import Manifest
 
 __all__ = [

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from avloader import keyed
+from avloader.epochs import Clip, EpochPlan, check_integer
 from avloader.errors import ManifestError
 from avloader.manifest import Manifest
-from avloader.plan import Clip, EpochPlan, Windows, check_integer, parse_length
+from avloader.plan import Windows, parse_length
 from avloader.timeline import samples_to_seconds, seconds_to_samples
 
 __all__ = ["ShortSound", "SoundOptions", "SoundPlan"]

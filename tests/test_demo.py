@@ -10,7 +10,7 @@ import torch
 from scipy.signal import resample_poly
 
 from avloader import demo
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
 
 FIRST, STRIDE = 40, 2
 

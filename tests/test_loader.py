@@ -32,7 +32,7 @@ from conftest import TruthMedia
 from truth import linear_frames, linear_rgb, linear_window, read_number, snr_db
 
 from avloader import AVLoader, DecodeError, Manifest, ManifestError, MelSpectrogram, Spectrogram, build_manifest
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
 
 NUM_FRAMES, STRIDE = 8, 2
 SIZE = (36, 64)

@@ -27,7 +27,7 @@ from avloader.augment import (
     SoundBank,
     SpecAugment,
 )
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 

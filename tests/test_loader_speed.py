@@ -16,7 +16,7 @@ from truth import delay_of, linear_frames, linear_sound, read_number, snr_db
 
 from avloader import AVLoader, Manifest, ManifestError, MelSpectrogram, OtherStart, build_manifest
 from avloader.augment import AVTimeMask, ClipKeys, ColorJitter, Compose, Gain, JointSpeed, Node, OneOf
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 

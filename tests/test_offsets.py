@@ -20,7 +20,8 @@ from scipy.stats import chisquare
 from truth import CATALOG, delay_of, known_sound, linear_frames, linear_sound, linear_window, read_number
 
 from avloader import AVLoader, Manifest, ManifestError, build_manifest
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
+from avloader.epochs import Clip
 from avloader.offsets import (
     AllPairs,
     BinaryOffsets,
@@ -34,7 +35,7 @@ from avloader.offsets import (
     from_syncnet,
     from_voxceleb2,
 )
-from avloader.plan import Clip, Plan, PlanOptions
+from avloader.plan import Plan, PlanOptions
 
 MEDIA = ("mp4_25", "mp4_29_97", "mkv_aac", "variable_rate", "picture_late", "mpegts_29_97")
 INTERVALS = [("", ""), ("0", "4.5"), ("1.01", "7.3"), ("2.5", "6")]

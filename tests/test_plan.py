@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from conftest import TruthMedia
 
+from avloader.epochs import Clip, batches, num_batches
 from avloader.errors import ManifestError
 from avloader.manifest import Manifest, build_manifest
-from avloader.plan import Clip, Plan, PlanOptions, ShortRow, batches, num_batches
+from avloader.plan import Plan, PlanOptions, ShortRow
 
 MEDIA = ("mp4_25", "mp4_29_97", "mkv_aac", "variable_rate", "picture_late")
 INTERVALS = [("", ""), ("0", "0.5"), ("1.01", "3.3"), ("3.3", "3.4"), ("4", "4.05"), ("2.5", "6"), ("8.5", "99")]

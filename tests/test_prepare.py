@@ -24,8 +24,8 @@ from test_sync import Row, build, rows_of
 from truth import CATALOG, delay_of, linear_frames, linear_sound, read_number, snr_db
 
 from avloader import AVLoader, Manifest, ManifestError, PrepareOptions, build_manifest, prepare_manifest, probe
+from avloader.batch import AVBatch
 from avloader.cli import main
-from avloader.loader import AVBatch
 
 NUM_FRAMES = 8
 RATE = 16000

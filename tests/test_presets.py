@@ -29,8 +29,8 @@ from transformers import ASTFeatureExtractor, WhisperFeatureExtractor
 from truth import linear_frames, linear_rgb
 
 from avloader import AVLoader, Manifest, build_manifest
+from avloader.batch import AVBatch
 from avloader.cli import main
-from avloader.loader import AVBatch
 from avloader.pictures import PictureOptions
 from avloader.plan import Plan, PlanOptions
 from avloader.presets import PRESETS, Preset, find_preset

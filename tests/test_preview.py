@@ -12,7 +12,7 @@ from PIL import Image
 from truth import linear_frames, linear_window, read_number, snr_db
 
 from avloader import build_manifest, preview
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
 from avloader.preview import DPI, PreviewClip
 
 SAMPLE_RATE = 16000

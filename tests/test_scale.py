@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 from conftest import TruthMedia
 
+from avloader import epochs as epochs_module
 from avloader import manifest as manifest_module
 from avloader import plan as plan_module
 from avloader.annotations import Annotation
+from avloader.epochs import batches
 from avloader.errors import ManifestError
 from avloader.facts import MediaInfo
 from avloader.manifest import Manifest, write_manifest
 from avloader.media import probe
-from avloader.plan import Plan, PlanOptions, batches
+from avloader.plan import Plan, PlanOptions
 from avloader.probing import ProbedMedia
 from avloader.tables import MEDIA_PER_CHUNK, ROWS_PER_CHUNK
 
@@ -128,7 +130,7 @@ def test_clips_do_not_depend_on_how_rows_and_batches_are_taken_together(
     expected = [whole.clip(position) for position in range(len(whole))]
     assert len(whole) == sum((stop - first) // 8 if clips == "all" else stop - first >= 8 for _, first, stop in rows)
     monkeypatch.setattr(plan_module, "_ROWS", 7)
-    monkeypatch.setattr(plan_module, "_BLOCK", 24)
+    monkeypatch.setattr(epochs_module, "_BLOCK", 24)
     other = Plan(manifest, options, epoch=5).of_epoch(2).prepare()
     assert [short.row for short in other.short_rows] == [
         row for row, (_, first, stop) in enumerate(rows) if stop - first < 8

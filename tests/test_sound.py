@@ -24,8 +24,8 @@ from truth import linear_sound, linear_window
 from avloader import AVLoader, Manifest, ManifestError, MelSpectrogram, OtherStart, Spectrogram, build_manifest, probe
 from avloader.audio import AudioReader
 from avloader.augment import AVTimeMask, Compose, Gain, HorizontalFlip, LowPassFilter, Reverse, Shift
+from avloader.batch import AVBatch
 from avloader.features import Feature, Log10, Standardize
-from avloader.loader import AVBatch
 from avloader.sound_plan import SoundOptions, SoundPlan
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -16,7 +16,7 @@ from conftest import TruthMedia
 from truth import CATALOG, Recipe, delay_of, linear_frames, linear_sound, linear_window, read_number, snr_db
 
 from avloader import AVLoader, Manifest, build_manifest
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
 
 NUM_FRAMES = 8
 AUDIO_SECONDS = Fraction(2, 5)

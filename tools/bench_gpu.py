@@ -47,7 +47,8 @@ from rich.console import Console
 from rich.table import Table
 
 from avloader import AVLoader, Manifest, build_manifest
-from avloader.loader import IMAGENET_MEAN, IMAGENET_STD, AVBatch
+from avloader.batch import AVBatch
+from avloader.loader import IMAGENET_MEAN, IMAGENET_STD
 
 # More than what is read ahead: else the same clip of two epochs would be decoded once
 CLIPS = {"224x224 GOP 12": 8192, "1280x720 GOP 50": 2048, "1920x1080 GOP 60": 1024}

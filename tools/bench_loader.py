@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from avloader import AVLoader, Decibels, Manifest, MelSpectrogram, build_manifest
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
 from avloader.workers import WorkerPool, available_cores
 
 NUM_FRAMES, BATCH_SIZE, SIZE, RATE = 16, 16, 224, 16000

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from avloader import AVLoader, Manifest, Preset, build_manifest
-from avloader.loader import AVBatch
+from avloader.batch import AVBatch
 from avloader.presets import PRESETS
 from avloader.workers import available_cores
 

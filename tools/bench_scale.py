@@ -35,10 +35,11 @@ from make_truth_media import Picture, Recipe, Sound, make
 
 from avloader import Manifest, build_manifest
 from avloader.annotations import read_annotations
+from avloader.epochs import batches
 from avloader.keyed import Purpose, bits
 from avloader.manifest import write_manifest
 from avloader.media import probe
-from avloader.plan import Plan, PlanOptions, batches
+from avloader.plan import Plan, PlanOptions
 from avloader.probing import ProbedMedia
 
 NUM_FILES = 1000  # media in a folder; every folder is the same one

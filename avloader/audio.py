@@ -58,6 +58,8 @@ class AudioReader:
         self._slack = int(self._tolerance * self._tick[1])
         packets = 0 if info.codec.startswith("pcm_") else _PREROLL_PACKETS.get(info.codec, _OTHER_PREROLL_PACKETS)
         self._preroll = packets * (info.frame_size or _USUAL_FRAME)
+        # Packets of varying length do not tell where in the last one the sound ends; the decoder does.
+        self._first, self._last = info.silence, info.num_samples + (0 if info.frame_size else _TAIL_SAMPLES)
         self._phase: int | None = None
         self._container: av.container.InputContainer | None = None
         self._blocks: deque[_Block] = deque()  # decoded blocks that the next window may begin in
@@ -100,9 +102,8 @@ class AudioReader:
             out = np.empty(stop - start, dtype=np.float32)
         elif out.shape != (stop - start,) or out.dtype != np.float32:
             raise ValueError(f"out must be float32 of shape {(stop - start,)}, got {out.dtype} of shape {out.shape}")
-        # Packets of varying length do not tell where in the last one the sound ends; the decoder does.
-        unknown_tail = 0 if self._info.frame_size else _TAIL_SAMPLES
-        first, last = max(start, self._info.silence), min(stop, self._info.num_samples + unknown_tail)
+        first = start if start > self._first else self._first
+        last = stop if stop < self._last else self._last
         if first >= last:
             out[:] = 0
             return out, (0, 0)

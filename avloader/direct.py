@@ -216,14 +216,18 @@ class _WavSound:
         self._kind, self._scale = np.dtype(kind), np.float32(scale)
         self._begin, self._num_channels, self._num_samples = begin, info.num_channels, info.num_samples
         self._block = info.num_channels * self._kind.itemsize
+        self._samples = np.empty(0, self._kind)  # as they were read last; windows are often of one length
         self._file = FileBytes(path)
 
     def read(self, first: int, last: int, out: _Float32) -> bool:
         if last > self._num_samples:
             return False
-        samples = np.empty((last - first) * self._num_channels, self._kind)
+        count = (last - first) * self._num_channels
+        samples = self._samples
+        if len(samples) != count:
+            samples = self._samples = np.empty(count, self._kind)
         try:
-            self._file.fill([samples], self._begin + first * self._block, (last - first) * self._block)
+            self._file.fill((samples,), self._begin + first * self._block, (last - first) * self._block)
         except (OSError, EOFError):
             return False
         if self._num_channels == 1:

@@ -27,7 +27,11 @@ __all__ = [
 
 
 def check_positive(name: str, value: object, *, or_auto: bool = False) -> None:
-    """Refuse what is no int, or less than 1."""
+    """Check that an argument is an integer of at least 1.
+
+    Raises:
+        TypeError, ValueError: If it is not; `or_auto`: the message allows "auto" too, which the caller has let pass.
+    """
     other = ', or "auto"' if or_auto else ""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be an int{other}")
@@ -36,7 +40,11 @@ def check_positive(name: str, value: object, *, or_auto: bool = False) -> None:
 
 
 def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse what is none of the allowed words."""
+    """Check that an argument is one of the allowed words.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if value not in allowed:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
 
@@ -50,7 +58,11 @@ def sound_options(
     seed: int,
     bucket: int | None,
 ) -> SoundOptions:
-    """What a plan of sound alone needs; without `audio_seconds` clips last as long as their rows."""
+    """What a plan of sound alone needs; without `audio_seconds` (seconds) clips last as long as their rows.
+
+    Raises:
+        ValueError: If features of whole media are asked for.
+    """
     if features is not None and features.grid is not None:
         raise ValueError(f"features={features!r} must have scope='clip' with streams=\"audio\"")
     is_whole = features is not None and audio_seconds is None
@@ -65,7 +77,11 @@ def sound_options(
 
 
 def checked_share(share: object) -> Fraction | Literal["auto"]:
-    """The share of the CPU, exact to a thousandth."""
+    """The share of the CPU in [0, 1], exact to a thousandth, or "auto".
+
+    Raises:
+        TypeError, ValueError: If it is something else.
+    """
     if share == "auto":
         return "auto"
     message = f'cpu_share={share!r} must be in [0, 1], or "auto"'
@@ -81,7 +97,11 @@ def checked_share(share: object) -> Fraction | Literal["auto"]:
 
 
 def checked_size(size: object) -> tuple[int, int] | None:
-    """(height, width) of pictures; one number stands for both."""
+    """(height, width) of pictures in pixels, > 0; one number stands for both; None: as stored.
+
+    Raises:
+        TypeError, ValueError: If it is something else.
+    """
     if size is None:
         return None
     sides = (size, size) if isinstance(size, int) else size
@@ -93,7 +113,11 @@ def checked_size(size: object) -> tuple[int, int] | None:
 
 
 def checked_normalize(normalize: object, num_channels: int) -> Normalize:
-    """What pictures are normalized by, with a value for each channel."""
+    """(mean, std) in 0-255 units with a value for each channel, std > 0; "per_clip"; or None.
+
+    Raises:
+        TypeError, ValueError: If it is something else.
+    """
     if normalize is None or normalize == "per_clip":
         return cast(Normalize, normalize)
     count = "three numbers" if num_channels == 3 else "one number"
@@ -111,7 +135,11 @@ def checked_normalize(normalize: object, num_channels: int) -> Normalize:
 
 
 def checked_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and world size: those of torch.distributed where none are given."""
+    """Rank in [0, world size), and world size: those of torch.distributed where none are given.
+
+    Raises:
+        TypeError, ValueError: If only one is given, or one is out of range.
+    """
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank={rank!r} and world_size={world_size!r} must be given together, or neither")
     if rank is None or world_size is None:
@@ -127,7 +155,11 @@ def checked_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def checked_device(device: object) -> torch.device:
-    """The device by its index; "auto" is a GPU if there is one."""
+    """The CPU, or a GPU by its index; "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: If it is neither, or PyTorch does not find it.
+    """
     name = str(device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

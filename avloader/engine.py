@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -161,7 +161,7 @@ class Engine:
 
             backend.ReleaseUnusedMemory()
 
-    def run(self, batches: Iterable[Sequence[ClipRead]], stopped: threading.Event) -> Iterator[Gathered]:
+    def run(self, batches: Iterable[Sequence[ClipRead]], stopped: threading.Event) -> Generator[Gathered]:
         """The batches, in order. Closing the iterator stops reading.
 
         Args:

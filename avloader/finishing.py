@@ -51,7 +51,15 @@ def finish(
     user: torch.cuda.Stream | None,
     finishing: Finishing,
 ) -> Made:
-    """The batch, finished: whatever the engine's `stream` has to do for it is done; to be used on stream `user`."""
+    """The batch, finished: whatever the GPU has to do for it is done.
+
+    Args:
+        planned: What was planned.
+        gathered: What left the graph.
+        stream: The engine's, on which that was made; None on the CPU.
+        user: The stream that the batch is used on; its memory is kept for that.
+        finishing: What is still to be done.
+    """
     with torch.cuda.stream(stream):
         batch = _batch(planned, gathered.joined(), stream, finishing)
     if stream is not None:

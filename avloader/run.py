@@ -95,7 +95,7 @@ class Run:
                 yield batch.reads
 
         try:
-            with contextlib.closing(engine.run(reads(), self._stopped)) as run:  # type: ignore[type-var]
+            with contextlib.closing(engine.run(reads(), self._stopped)) as run:
                 for gathered in run:
                     # For the training loop's stream as it was: if the loop did it, it would hand this thread Python's
                     # lock just when it wants to go on.

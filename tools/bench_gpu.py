@@ -259,7 +259,11 @@ def rates(folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, Any
         yield {
             "media": name,
             "clips_per_second": medians,
-            **{f"together / {key}": round(medians["together"] / value, 3) for key, value in medians.items()},
+            **{
+                f"together / {key}": round(medians["together"] / value, 3)
+                for key, value in medians.items()
+                if key != "together"
+            },
             "nvdec / bare": round(medians["nvdec"] / medians["bare"], 3),
             "engine": sentence,
             "rounds": {key: [round(value, 1) for value in values] for key, values in figures.items()},
@@ -499,10 +503,8 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterable[dict[str, Any]]]]
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print a short table."""
     table = Table(title=title)
-    rows = [
-        {**row, **{key: item for value in row.values() if isinstance(value, dict) for key, item in value.items()}}
-        for row in rows
-    ]
+    rates_of = [row.get("clips_per_second") for row in rows]
+    rows = [{**row, **rates} if isinstance(rates, dict) else row for row, rates in zip(rows, rates_of, strict=True)]
     keys = [key for key in rows[0] if not isinstance(rows[0][key], (dict, list))]
     for key in keys:
         table.add_column(key)
@@ -540,7 +542,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report["parts"][name] = {"machine": bench.machine("gpu"), "results": results}
                 if arguments.output is not None:
                     arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-        show(name, results)
+                show(name, results)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Executes batches of clips in order: tracks of DALI pipelines side by side, on the GPU's decoder engines and the CPU.
 
-The clips of a batch may take several ways (see `schedule`); here the pieces that the lanes deliver are put together
-into batches again.
+The clips of a batch may take several ways (see `schedule`); the lanes put them together into batches again (see
+`gathering`), and here each batch is waited for.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Literal
 
 import torch
 
-from avloader.errors import AVLoaderError
-from avloader.lanes import Finished
+from avloader.gathering import Gathering
 from avloader.pipeline import ClipPipeline, GraphOptions, write_file_list
 from avloader.reading import ClipRead, ReadAhead, ReadPool, Route, SlotLayout
-from avloader.schedule import Piece, RouteOptions, Schedule, Scheduled
+from avloader.schedule import Piece, RouteOptions, Schedule
 from avloader.tracks import Track
 
-__all__ = ["Delivered", "Engine", "Gathered", "ReaderOptions"]
+__all__ = ["Engine", "ReaderOptions"]
 
 _FIRST_CLIPS = 192  # of the first lanes: the first batch waits until all of their files are known
 _LONGEST_CLIPS = 1024  # of later ones: making and ending them holds the others up, and their files stay open
@@ -54,53 +53,6 @@ class ReaderOptions:
     def span(self) -> int:
         """Source frames from the first to the last that it reads."""
         return 1 + (self.num_frames - 1) * self.stride
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """A batch that left the graph.
-
-    Attributes:
-        clips: What was asked for.
-        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
-        valid: The range of samples that exist in the medium, one a clip.
-        errors: What went wrong, by place in the batch.
-    """
-
-    clips: Sequence[ClipRead]
-    tensors: dict[str, torch.Tensor]
-    valid: Sequence[tuple[int, int]]
-    errors: dict[int, AVLoaderError]
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """A batch whose clips left the graph, in one piece or in several.
-
-    Attributes:
-        clips, valid, errors: As of `Delivered`.
-        slices: The graph's outputs by name, for some of the clips each.
-        places: Where these stand in the batch, one slice after the other.
-    """
-
-    clips: Sequence[ClipRead]
-    valid: Sequence[tuple[int, int]]
-    errors: dict[int, AVLoaderError]
-    slices: list[dict[str, torch.Tensor]]
-    places: list[int]
-
-    def joined(self) -> Delivered:
-        """The batch in one piece, made on PyTorch's current stream, which may still be at it."""
-        joined = dict(self.slices[0])
-        if len(self.slices) > 1:
-            order = torch.tensor(sorted(range(len(self.places)), key=self.places.__getitem__))
-            orders = {
-                device: order.to(device, non_blocking=True) for device in {each.device for each in joined.values()}
-            }
-            for name, tensor in self.slices[0].items():
-                every = torch.cat([part[name] for part in self.slices])
-                joined[name] = every.index_select(0, orders[tensor.device])
-        return Delivered(self.clips, joined, self.valid, self.errors)
 
 
 class Engine:
@@ -161,7 +113,7 @@ class Engine:
 
             backend.ReleaseUnusedMemory()
 
-    def run(self, batches: Iterable[Sequence[ClipRead]], stopped: threading.Event) -> Generator[Gathered]:
+    def run(self, batches: Iterable[Sequence[ClipRead]], stopped: threading.Event) -> Generator[Gathering]:
         """The batches, in order. Closing the iterator stops reading.
 
         Args:
@@ -189,7 +141,6 @@ class Engine:
             for route, options in self._routes.items()
             for lane in range(options.num_lanes)
         }
-        assembly = _Assembly()
         try:
             for num_clips in (self._first_clips, self._clips_ahead):  # the first lanes start before the rest is known
                 while schedule.clips_ahead < num_clips and not stopped.is_set() and schedule.pull():
@@ -205,10 +156,11 @@ class Engine:
                 scheduled = schedule.next()
                 if scheduled is None:
                     return
-                for part in scheduled.parts:
-                    while not assembly.has(part.piece):
-                        assembly.add(*tracks[part.piece.route, part.piece.lane].take(stopped))
-                yield assembly.batch(scheduled)
+                for piece in scheduled.pieces:
+                    while not piece.is_settled:
+                        taken, read = tracks[piece.route, piece.lane].take(stopped)
+                        taken.settle(read)
+                yield scheduled.batch
         finally:
             for track in tracks.values():
                 track.stop()
@@ -301,36 +253,3 @@ def _route_of(clip: ClipRead) -> Route:
 
 def _padded(clips: Sequence[ClipRead], length: int) -> list[ClipRead]:
     return [*clips, *[clips[-1]] * (length - len(clips))]
-
-
-class _Assembly:
-    """Gathers batches from finished pieces."""
-
-    def __init__(self) -> None:
-        self._finished: dict[int, tuple[Finished, int]] = {}  # by the piece's number, with its clips still to deliver
-
-    def has(self, piece: Piece) -> bool:
-        """Whether a piece was added, or delivered since."""
-        return piece.number in self._finished
-
-    def add(self, piece: Piece, finished: Finished) -> None:
-        """Hold a piece until all of its clips are delivered."""
-        self._finished[piece.number] = finished, len(piece.clips)
-
-    def batch(self, scheduled: Scheduled) -> Gathered:
-        """The batch, whose pieces are all there."""
-        valid = [(0, 0)] * len(scheduled.clips)
-        errors: dict[int, AVLoaderError] = {}
-        slices: list[dict[str, torch.Tensor]] = []
-        for part in scheduled.parts:
-            finished, left = self._finished.pop(part.piece.number)
-            if left > len(part.places):
-                self._finished[part.piece.number] = finished, left - len(part.places)
-            chosen = slice(part.first, part.first + len(part.places))
-            slices.append({name: tensor[chosen] for name, tensor in finished.tensors.items()})
-            for index, place in enumerate(part.places, part.first):
-                valid[place] = finished.read.valid[index]
-                if index in finished.read.errors:
-                    errors[place] = finished.read.errors[index]
-        places = [place for part in scheduled.parts for place in part.places]
-        return Gathered(scheduled.clips, valid, errors, slices, places)

@@ -14,11 +14,11 @@ import torch
 
 from avloader.augment.clips import ClipAugment
 from avloader.batch import AVBatch
-from avloader.engine import Delivered, Gathered
 from avloader.epochs import Clip
 from avloader.errors import AVLoaderError
 from avloader.features import Feature
 from avloader.feed import PlannedBatch
+from avloader.gathering import Gathering
 from avloader.pipeline import AUGMENTATION, PER_CLIP_VARIANCE_FLOOR, Normalize
 from avloader.reading import ClipRead, SoundWindow
 
@@ -46,7 +46,7 @@ class Made:
 
 def finish(
     planned: PlannedBatch,
-    gathered: Gathered,
+    gathered: Gathering,
     stream: torch.cuda.Stream | None,
     user: torch.cuda.Stream | None,
     finishing: Finishing,
@@ -61,7 +61,7 @@ def finish(
         finishing: What is still to be done.
     """
     with torch.cuda.stream(stream):
-        batch = _batch(planned, gathered.joined(), stream, finishing)
+        batch = _batch(planned, gathered, stream, finishing)
     if stream is not None:
         stream.synchronize()
     if batch is not None and user is not None:
@@ -71,7 +71,7 @@ def finish(
 
 def _batch(
     planned: PlannedBatch,
-    delivered: Delivered,
+    delivered: Gathering,
     stream: torch.cuda.Stream | None,
     finishing: Finishing,
 ) -> AVBatch | None:
@@ -162,7 +162,7 @@ def _per_clip_statistics(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def _facts(
     planned: PlannedBatch,
-    delivered: Delivered,
+    delivered: Gathering,
     kept: Sequence[int],
     lengths: Sequence[int],
     hops: Sequence[int],
@@ -201,7 +201,7 @@ def _facts(
     return facts
 
 
-def _lengths(delivered: Delivered, reads: Sequence[ClipRead]) -> list[int]:
+def _lengths(delivered: Gathering, reads: Sequence[ClipRead]) -> list[int]:
     """Delivered samples of each clip; none of clips without sound."""
     # Where more is read than is delivered, for the features, no clip is shorter than the others.
     return [
@@ -218,7 +218,7 @@ def _offset(clip: Clip) -> float:
     return math.nan if clip.offset_seconds is None else float(clip.offset_seconds)
 
 
-def _delivered_ranges(delivered: Delivered, kept: Sequence[int]) -> npt.NDArray[np.int64]:
+def _delivered_ranges(delivered: Gathering, kept: Sequence[int]) -> npt.NDArray[np.int64]:
     """Which of the clips' delivered samples exist in their media; more may have been read, for the features."""
     sounds = [delivered.clips[place].sound for place in kept]
     before = np.array([[sound.before if sound else 0] for sound in sounds])

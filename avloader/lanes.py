@@ -7,8 +7,7 @@ import ctypes
 import queue
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,15 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from avloader.errors import AVLoaderError, SyncError
+from avloader.gathering import fill
 from avloader.pipeline import ClipPipeline
 from avloader.reading import ReadBatch
+from avloader.schedule import Piece
 
-__all__ = ["Finished", "Lane", "LaneFailedError"]
+__all__ = ["Lane", "LaneFailedError"]
 
 _READY = 1  # finished batches that wait in a lane for their turn
 _PATIENCE = 10.0  # seconds that a closing lane has to finish what it is at
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Clips that left the graph.
-
-    Attributes:
-        read: What was read for them.
-        tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
-    """
-
-    read: ReadBatch
-    tensors: dict[str, torch.Tensor]
 
 
 class LaneFailedError(Exception):
@@ -44,26 +32,30 @@ class LaneFailedError(Exception):
 
 
 class Lane:
-    """Runs one pipeline to its end and holds its finished batches.
+    """Runs one pipeline to its end, and puts the clips of its pieces into their batches.
 
     Args:
         make: Makes the pipeline; called in the lane's thread.
+        pieces: What it runs.
         stream: Where the outputs are copied, or None if they are not on a GPU. One for all lanes: PyTorch gives memory
-            that was freed out again on the same stream only.
+            that was freed out again on the same stream only, and what one lane copies after another is the later.
     """
 
-    def __init__(self, make: Callable[[], ClipPipeline], *, stream: torch.cuda.Stream | None) -> None:
-        self._ready: queue.Queue[Finished | Exception] = queue.Queue(_READY)
+    def __init__(
+        self, make: Callable[[], ClipPipeline], pieces: Sequence[Piece], *, stream: torch.cuda.Stream | None
+    ) -> None:
+        self._ready: queue.Queue[ReadBatch | Exception] = queue.Queue(_READY)
         self._stopped = threading.Event()
+        self._filling = threading.Lock()  # held while it may write into batches, which ends for ever if it hangs
         self._stream = stream
         self._pipe: ClipPipeline | None = None
         self._waits_since: float | None = None  # when it began to wait for DALI, if it does
         self._hangs = False
-        self._thread = threading.Thread(target=self._work, args=(make,), name="avloader-lane", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(make, pieces), name="avloader-lane", daemon=True)
         self._thread.start()
 
-    def take(self, stopped: threading.Event, timeout: float | None) -> Finished:
-        """The next batch.
+    def take(self, stopped: threading.Event, timeout: float | None) -> ReadBatch:
+        """What was read for the next piece, whose clips are in their batches now.
 
         Args:
             stopped: Ends the waiting when it is set.
@@ -81,7 +73,8 @@ class Lane:
                 return item
             since = self._waits_since
             if timeout is not None and since is not None and time.monotonic() - since > timeout:
-                self._hangs = True
+                with self._filling:
+                    self._hangs = True
                 raise LaneFailedError(f"no batch came for {timeout:g} seconds")
         raise LaneFailedError("it was stopped")
 
@@ -103,7 +96,7 @@ class Lane:
             self._hangs = True
             _leave_alone(pipe)
 
-    def _work(self, make: Callable[[], ClipPipeline]) -> None:
+    def _work(self, make: Callable[[], ClipPipeline], pieces: Sequence[Piece]) -> None:
         num_delivered = 0
         try:
             self._pipe = pipe = make()
@@ -116,23 +109,24 @@ class Lane:
                 outputs = pipe.share_outputs(own_stream)
                 self._waits_since = None
                 with torch.cuda.stream(own_stream):  # DALI may first have to gather a batch
-                    views = _views(pipe.output_names, outputs, len(read.clips))
-                tensors = views
-                if own_stream is not None and self._stream is not None:
-                    tensors = _copied(views, own_stream, self._stream)
-                # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to do:
-                # for that both of these wait.
-                if sound is not None:
-                    with torch.cuda.stream(self._stream):  # on the default one it would wait for the training step
-                        _compare_sound(tensors["audio"], sound, read)
-                elif self._stream is not None:
-                    self._stream.synchronize()
-                tensors |= drawn
+                    views = _views(pipe.output_names, outputs)
+                with self._filling, torch.cuda.stream(self._stream):  # on the default one it would wait for the model
+                    if self._hangs:
+                        return
+                    if own_stream is not None and self._stream is not None:
+                        self._stream.wait_stream(own_stream)
+                    fill(pieces[num_delivered].parts, views | drawn)
+                    # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to
+                    # do: for that both of these wait.
+                    if sound is not None:
+                        _compare_sound(views["audio"], sound, read)
+                    elif self._stream is not None:
+                        self._stream.synchronize()
                 del views
                 pipe.release_outputs()
                 del outputs
                 num_delivered += 1
-                self._put(Finished(read, tensors))
+                self._put(read)
                 if not self._stopped.is_set():
                     pipe.schedule_run()
         except AVLoaderError as error:
@@ -152,12 +146,20 @@ class Lane:
             _leave_alone(pipe)  # a reader that died while it opened its files would be waited for without end
         else:
             pipe.shut_down()
+            _give_back_memory()
 
-    def _put(self, item: Finished | Exception) -> None:
+    def _put(self, item: ReadBatch | Exception) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=0.1)
                 return
+
+
+def _give_back_memory() -> None:
+    """Have the C library give back what it holds for nothing: every thread of every pipeline had a heap of its own."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def _leave_alone(pipe: ClipPipeline) -> None:
@@ -165,21 +167,9 @@ def _leave_alone(pipe: ClipPipeline) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipe))
 
 
-def _views(names: list[str], outputs: tuple[Any, ...], num_clips: int) -> dict[str, torch.Tensor]:
+def _views(names: list[str], outputs: tuple[Any, ...]) -> dict[str, torch.Tensor]:
     """DALI's outputs, but for the rows."""
-    views = {name: from_dlpack(output.as_tensor()) for name, output in zip(names[:-1], outputs, strict=False)}
-    if any(len(view) > num_clips for view in views.values()):
-        views = {name: view[:num_clips] for name, view in views.items()}
-    return views
-
-
-def _copied(
-    tensors: dict[str, torch.Tensor], stream: torch.cuda.Stream, copying: torch.cuda.Stream
-) -> dict[str, torch.Tensor]:
-    """What is made on `stream`, in PyTorch's memory: as soon as stream `copying` has come so far."""
-    copying.wait_stream(stream)
-    with torch.cuda.stream(copying):
-        return {name: tensor.clone() for name, tensor in tensors.items()}
+    return {name: from_dlpack(output.as_tensor()) for name, output in zip(names[:-1], outputs, strict=False)}
 
 
 def _compare_sound(audio: torch.Tensor, sound: npt.NDArray[np.float32] | torch.Tensor, read: ReadBatch) -> None:
@@ -190,7 +180,8 @@ def _compare_sound(audio: torch.Tensor, sound: npt.NDArray[np.float32] | torch.T
     """
     # On the CPU, where one copy is all that PyTorch has to do: its threads take longer to wake than this takes.
     expected = sound.cpu().numpy() if isinstance(sound, torch.Tensor) else sound
-    same = (audio.cpu().numpy().view(np.int32) == expected.view(np.int32)).all(axis=1)  # as bits: NaN equals itself
+    got = audio.cpu().numpy()[: len(read.clips)]
+    same = (got.view(np.int32) == expected.view(np.int32)).all(axis=1)  # as bits: NaN equals itself
     for clip, is_same in zip(read.clips, same.tolist(), strict=True):
         if not is_same:
             raise SyncError(

@@ -18,6 +18,8 @@ from avloader.reading import ClipRead
 __all__ = ["Resources", "Run"]
 
 _BATCHES_READY = 2  # finished batches that wait for the training loop
+_BATCHES_KEPT = 1  # that were handed over, besides the newest
+_BATCHES_LEAVING = 2  # that wait to be freed
 
 
 class Run:
@@ -41,8 +43,14 @@ class Run:
         self._stream: torch.cuda.Stream | None = None
         self._use_stream()
         self._ready: queue.Queue[Made | Exception | None] = queue.Queue(_BATCHES_READY)
+        # To free a batch on a GPU takes longer than to hand one over: neither the training loop's thread does it, nor
+        # the one that makes batches.
+        self._kept: deque[Made] = deque()
+        self._leaving: queue.Queue[Made | None] = queue.Queue(_BATCHES_LEAVING)
+        self._freeing = threading.Thread(target=self._free, name="avloader-free", daemon=True)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(engine, batches), name="avloader", daemon=True)
+        self._freeing.start()
         self._thread.start()
 
     def epoch(self) -> Iterator[Made]:
@@ -60,6 +68,8 @@ class Run:
             stream = self._use_stream()
             if item.batch is not None and stream is not None and stream != item.stream:
                 item.batch.record_stream(stream)
+            if stream is not None:
+                self._kept.append(item)
             yield item
             if planned.is_last:
                 return
@@ -78,9 +88,11 @@ class Run:
     def close(self) -> None:
         """Stop the thread and wait for it, and let whoever iterates come to an end; calling it twice is harmless."""
         self._stopped.set()
-        if threading.current_thread() is self._thread:  # the garbage collector called from there
+        if threading.current_thread() in (self._thread, self._freeing):  # the garbage collector called from there
             return
         self._thread.join()
+        self._freeing.join()
+        self._kept.clear()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._ready.get_nowait()
@@ -97,6 +109,8 @@ class Run:
         try:
             with contextlib.closing(engine.run(reads(), self._stopped)) as run:
                 for gathered in run:
+                    while len(self._kept) > _BATCHES_KEPT:
+                        self._leaving.put(self._kept.popleft())
                     # For the training loop's stream as it was: if the loop did it, it would hand this thread Python's
                     # lock just when it wants to go on.
                     stream = self._stream
@@ -105,6 +119,12 @@ class Run:
             self._put(None)
         except Exception as error:
             self._put(error)
+        finally:
+            self._leaving.put(None)
+
+    def _free(self) -> None:
+        while self._leaving.get() is not None:
+            pass
 
     def _put(self, item: Made | Exception | None) -> bool:
         while not self._stopped.is_set():

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from avloader.reading import ClipRead, Route
+from avloader.gathering import Gathering, Part
+from avloader.reading import ClipRead, ReadBatch, Route
 
-__all__ = ["Part", "Piece", "RouteOptions", "Schedule", "Scheduled"]
+__all__ = ["Piece", "RouteOptions", "Schedule", "Scheduled"]
 
 _PATIENCE = 8  # batches that a piece waits for clips to fill it
 
@@ -39,12 +40,14 @@ class Piece:
         number: Place in the order of all pieces.
         route: The way that its clips take.
         clips: Its clips, in the order of the plan.
+        parts: What they are parts of, until it is settled.
         lane: The lane of the route that runs it; -1 as long as further clips may join it.
     """
 
     number: int
     route: Route
     clips: list[ClipRead] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     lane: int = -1
 
     @property
@@ -52,20 +55,19 @@ class Piece:
         """Whether no further clip joins it."""
         return self.lane >= 0
 
+    def settle(self, read: ReadBatch) -> None:
+        """Tell the batches, which hold its clips by now, what is known of them; it no longer knows those batches."""
+        for part in self.parts:
+            for index, place in enumerate(part.places, part.first):
+                part.batch.valid[place] = read.valid[index]
+                if index in read.errors:
+                    part.batch.errors[place] = read.errors[index]
+        self.parts = []
 
-@dataclass(slots=True, eq=False)
-class Part:
-    """Clips of one piece that belong to one batch.
-
-    Attributes:
-        piece: The piece.
-        first: The first of them in the piece; they follow one another there.
-        places: Where they stand in the batch.
-    """
-
-    piece: Piece
-    first: int
-    places: list[int] = field(default_factory=list)
+    @property
+    def is_settled(self) -> bool:
+        """Whether its clips are where they belong."""
+        return self.is_closed and not self.parts
 
 
 @dataclass(slots=True, eq=False)
@@ -73,12 +75,12 @@ class Scheduled:
     """A batch, and the pieces that its clips are in.
 
     Attributes:
-        clips: The batch.
-        parts: One part a piece, in the order of the pieces.
+        batch: The batch.
+        pieces: In their order.
     """
 
-    clips: Sequence[ClipRead]
-    parts: list[Part] = field(default_factory=list)
+    batch: Gathering
+    pieces: list[Piece] = field(default_factory=list)
 
 
 class Schedule:
@@ -119,7 +121,7 @@ class Schedule:
             for route in list(self._open):
                 self._close(route)
             return False
-        scheduled = Scheduled(batch)
+        scheduled = Scheduled(Gathering(batch))
         for place, clip in enumerate(batch):
             self._join(scheduled, place, clip)
         for route, (piece, begun) in list(self._open.items()):
@@ -135,12 +137,12 @@ class Schedule:
 
     def next(self) -> Scheduled | None:
         """The next batch, once no further clip joins its pieces; None after the last."""
-        while not self._ahead or not all(part.piece.is_closed for part in self._ahead[0].parts):
+        while not self._ahead or not all(piece.is_closed for piece in self._ahead[0].pieces):
             if not self.pull() and not self._ahead:
                 return None
         scheduled = self._ahead.popleft()
-        self.clips_ahead -= len(scheduled.clips)
-        scheduled.parts.sort(key=lambda part: part.piece.number)
+        self.clips_ahead -= len(scheduled.batch.clips)
+        scheduled.pieces.sort(key=lambda piece: piece.number)
         return scheduled
 
     def take(self, route: Route, lane: int, num_clips: int) -> list[Piece]:
@@ -159,11 +161,10 @@ class Schedule:
             self._open[route] = Piece(self._num_pieces, route), self._num_pulled
             self._num_pieces += 1
         piece, _ = self._open[route]
-        part = next((part for part in scheduled.parts if part.piece is piece), None)
-        if part is None:
-            part = Part(piece, len(piece.clips))
-            scheduled.parts.append(part)
-        part.places.append(place)
+        if not piece.parts or piece.parts[-1].batch is not scheduled.batch:
+            piece.parts.append(Part(scheduled.batch, len(piece.clips)))
+            scheduled.pieces.append(piece)
+        piece.parts[-1].places.append(place)
         piece.clips.append(clip)
         if len(piece.clips) == self._routes[route].piece_clips:
             self._close(route)

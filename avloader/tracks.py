@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from avloader.errors import DecodeError, SyncError
-from avloader.lanes import Finished, Lane, LaneFailedError
+from avloader.lanes import Lane, LaneFailedError
 from avloader.pipeline import ClipPipeline
-from avloader.reading import ReadAhead, ReadPool
+from avloader.reading import ReadAhead, ReadBatch, ReadPool
 from avloader.schedule import Piece
 
 __all__ = ["MakePipeline", "Track"]
@@ -40,7 +40,7 @@ class Track:
         ahead: Reads the pieces.
         make: Makes a pipeline over pieces; with a folder for its file list if NVDEC decodes.
         make_rescue_pool: Makes workers for what NVDEC's reader failed at.
-        stream: Where finished pieces are copied, or None if they are not on a GPU.
+        stream: Where clips are copied into their batches, or None if they are not on a GPU.
         timeout: Seconds without a piece after which NVDEC's reader counts as hanging; None if the CPU decodes.
         report: Told, as a sentence, what NVDEC's reader failed at.
     """
@@ -76,8 +76,8 @@ class Track:
         if pieces:
             self._shifts.append(self._start(pieces))
 
-    def take(self, stopped: threading.Event) -> tuple[Piece, Finished]:
-        """The next piece.
+    def take(self, stopped: threading.Event) -> tuple[Piece, ReadBatch]:
+        """The next piece, whose clips are in their batches now, and what was read for it.
 
         Args:
             stopped: Ends the waiting when it is set.
@@ -91,12 +91,12 @@ class Track:
             else:
                 self.prepare()
         shift = self._shifts[0]
-        finished = self._take(shift, stopped)
+        read = self._take(shift, stopped)
         now = time.monotonic()
         if self._last_take:
             self._pace += (now - self._last_take - self._pace) / 4 if self._pace else now - self._last_take
         self._last_take = now
-        return shift.pieces.popleft(), finished
+        return shift.pieces.popleft(), read
 
     def stop(self) -> None:
         """Let no lane take up another piece."""
@@ -108,7 +108,7 @@ class Track:
         for shift in (*self._leaving, *self._shifts):
             shift.close()
 
-    def _take(self, shift: _Shift, stopped: threading.Event) -> Finished:
+    def _take(self, shift: _Shift, stopped: threading.Event) -> ReadBatch:
         is_nvdec = shift.folder is not None and shift.rescue is None
         try:
             return shift.lane.take(stopped, self._timeout if is_nvdec else None)
@@ -123,7 +123,7 @@ class Track:
     def _start(self, pieces: list[Piece]) -> _Shift:
         folder = None if pieces[0].route is None else tempfile.TemporaryDirectory(prefix="avloader-")
         path = None if folder is None else Path(folder.name)
-        return _Shift(pieces, Lane(lambda: self._make(pieces, self._ahead, path), stream=self._stream), folder)
+        return _Shift(pieces, Lane(lambda: self._make(pieces, self._ahead, path), pieces, stream=self._stream), folder)
 
     def _rescue(self, shift: _Shift, failure: Exception) -> None:
         """Replace the lane by one that decodes on the CPU what is left of its pieces."""
@@ -139,7 +139,7 @@ class Track:
         ahead = pool.read()
         ahead.add([(piece.number, piece.clips) for piece in pieces], with_frames=True)
         shift.rescue = pool, ahead
-        shift.lane = Lane(lambda: self._make(pieces, ahead, None), stream=self._stream)
+        shift.lane = Lane(lambda: self._make(pieces, ahead, None), pieces, stream=self._stream)
 
 
 class _Shift:

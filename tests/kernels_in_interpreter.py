@@ -33,48 +33,49 @@ def check_energy() -> None:
     assert torch.equal(kernels.energy(sound, expected.peak, bits), expected.sums)
 
 
-def gathered() -> tuple[torch.Tensor, torch.Tensor]:
+def check_mix_span() -> None:
     first, length = (torch.from_numpy(places[name]) for name in ("first", "length"))
     samples, offset = torch.from_numpy(bank.samples), torch.from_numpy(host["offset"])
-    return kernels.gather(samples, first, length, offset, start, stop, N)
-
-
-def check_gather() -> None:
-    expected, ones, nothing = np.empty((4, N), np.float32), np.ones(4, np.float32), np.zeros((4, N), np.float32)
     spans = (places["first"], places["length"], host["offset"], host["start"], host["stop"])
-    loops.mix_span(nothing, ones, bank.samples, *spans, ones, np.empty_like(nothing), expected)
-    got, got_sums = gathered()
-    assert np.array_equal(got.numpy(), expected)
     sums = np.empty(4, np.int64)
     loops.span_energies(bank.samples, *spans, sums)
-    assert got_sums.tolist() == sums.tolist()
+    scale, ratio = torch.tensor([1.0, 0.5, -2.0, 1.0]), torch.tensor([0.1, 1.0, 0.3, 0.0]).double()
+    step = torch.tensor([1.0, 3.0, 1e-4, 1.0]).double()
+    levels = torch.from_numpy(lengths.astype(np.float64))
+    broken = sound.clone()
+    broken[1, 7], broken[2, 3] = float("nan"), float("inf")
+    for clips, energy_of in ((sound, None), (sound, levels), (broken, None)):
+        own = energy(clips, bits)
+        target = own.value() * scale.double() ** 2 if energy_of is None else energy_of
+        expected_gain = torch.where(target > 0, ratio * (target / torch.from_numpy(sums).double()).sqrt(), 0.0)
+        expected, expected_noise = np.empty((4, N), np.float32), np.empty((4, N), np.float32)
+        gains = expected_gain.float().numpy()
+        loops.mix_span(clips.numpy(), scale.numpy(), bank.samples, *spans, gains, expected, expected_noise)
+        for return_noise in (False, True):
+            mixed, noise, gain = kernels.mix_span(
+                clips, samples, first, length, offset, start, stop,
+                bits=bits, scale=scale, ratio=ratio, energy=energy_of, step=step, return_noise=return_noise,
+            )  # fmt: skip
+            assert torch.equal(gain, expected_gain / step)
+            assert np.array_equal(mixed.numpy(), expected, equal_nan=True)
+            assert not return_noise or np.array_equal(noise.numpy(), expected_noise)
 
 
 def check_add_noise() -> None:
-    noise, sums = gathered()
-    own = energy(sound, bits)
     scale, ratio = torch.tensor([1.0, 0.5, -2.0, 1.0]), torch.tensor([0.1, 1.0, 0.3, 0.0]).double()
-    target = own.value() * scale.double() ** 2
-    expected_gain = ratio * (target / sums.double()).sqrt()
-    expected = sound * scale[:, None] + noise * expected_gain.float()[:, None]
-    result, gain = kernels.add_noise(
-        sound, (own.sums, own.peak), noise, sums, None,
-        bits=bits, scale=scale, ratio=ratio, energy=ratio, return_noise=False,
-    )  # fmt: skip
-    assert torch.equal(gain, expected_gain)
-    assert torch.equal(result, expected)
+    own = energy(sound, bits)
     other = torch.from_numpy(random.normal(size=(4, N)).astype(np.float32))
     of_other: Energy = energy(other, bits)
-    levels = torch.from_numpy(lengths.astype(np.float64))
-    scaled = other.clone()
-    result, gain = kernels.add_noise(
-        sound, None, scaled, of_other.sums, of_other.peak,
-        bits=bits, scale=scale, ratio=ratio, energy=levels, return_noise=True,
-    )  # fmt: skip
-    expected_gain = ratio * (levels / of_other.value()).sqrt()
-    assert torch.equal(gain, expected_gain)
-    assert torch.equal(scaled, other * expected_gain.float()[:, None])
-    assert torch.equal(result, sound * scale[:, None] + scaled)
+    expected_gain = ratio * (own.value() * scale.double() ** 2 / of_other.value()).sqrt()
+    for return_noise in (False, True):
+        scaled = other.clone()
+        result, gain = kernels.add_noise(
+            sound, (own.sums, own.peak), scaled, (of_other.sums, of_other.peak),
+            bits=bits, scale=scale, ratio=ratio, return_noise=return_noise,
+        )  # fmt: skip
+        assert torch.equal(gain, expected_gain)
+        assert torch.equal(result, sound * scale[:, None] + other * expected_gain.float()[:, None])
+        assert torch.equal(scaled, other * expected_gain.float()[:, None] if return_noise else other)
 
 
 frequency = np.array([[0.01, 0.2], [0.3, 0.3], [0.004, 0.5], [0.05, 0.06]])

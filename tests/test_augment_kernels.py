@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 _SCRIPT = Path(__file__).parent / "kernels_in_interpreter.py"
 
 
-@pytest.mark.parametrize("name", ["energy", "gather", "add_noise", "taps", "convolve", "white_noise"])
+@pytest.mark.parametrize("name", ["energy", "mix_span", "add_noise", "taps", "convolve", "white_noise"])
 def test_kernels_give_the_numbers_of_the_cpu(name: str) -> None:
     # In a process of its own: Triton decides when it is imported whether it interprets.
     done = subprocess.run(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -34,7 +34,10 @@ from avloader import (
     SyncError,
     build_manifest,
 )
-from avloader.lanes import Lane
+from avloader.gathering import Gathering, Part
+from avloader.lanes import Lane, LaneFailedError
+from avloader.reading import ClipRead
+from avloader.schedule import Piece
 
 NUM_FRAMES = 6
 SIZE = (36, 64)
@@ -292,12 +295,37 @@ def test_sound_that_was_overwritten_on_its_way_is_a_sync_error(manifest: Manifes
             return (audio, *rest)
 
     options = {"batch_size": 4, "num_frames": NUM_FRAMES, "size": SIZE, "device": "cpu"}
+    clips = cast("list[ClipRead]", [None] * 4)
     with contextlib.closing(Overwritten(*tables(manifest), **options)) as pipe:
-        lane = Lane(lambda: pipe, stream=None)
+        piece = Piece(0, None, parts=[Part(Gathering(clips), 0, [0, 1, 2, 3])])
+        lane = Lane(lambda: pipe, [piece], stream=None)
         with pytest.raises(SyncError, match="overwritten") as caught:
             lane.take(threading.Event(), 60)
         lane.close()
     assert caught.value.row == 2
+
+
+def test_a_lane_that_was_given_up_writes_into_no_batch_any_more(manifest: Manifest) -> None:
+    """Another lane has filled its batches by then, and the training loop may have them."""
+    goes_on = threading.Event()
+
+    class Hanging(AudioVisualPipeline):
+        def share_outputs(self, cuda_stream: Any = None) -> Any:
+            goes_on.wait(60)
+            return super().share_outputs(cuda_stream)
+
+    batch = Gathering(cast("list[ClipRead]", [None] * 4))
+    with contextlib.closing(
+        Hanging(*tables(manifest), batch_size=4, num_frames=NUM_FRAMES, size=SIZE, device="cpu")
+    ) as pipe:
+        lane = Lane(lambda: pipe, [Piece(0, None, parts=[Part(batch, 0, [0, 1, 2, 3])])], stream=None)
+        with pytest.raises(LaneFailedError, match="no batch came"):
+            lane.take(threading.Event(), 0.5)
+        goes_on.set()
+        lane.close()
+        while lane.is_running:
+            time.sleep(0.01)
+    assert not batch.tensors
 
 
 # Clean-up -------------------------------------------------------------------------------------------------------------

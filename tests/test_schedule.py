@@ -44,14 +44,16 @@ def test_every_clip_stands_in_one_piece_and_in_its_place(seed: int) -> None:
     for batch in batches:
         scheduled = schedule.next()
         assert scheduled is not None
-        assert list(scheduled.clips) == batch
+        assert list(scheduled.batch.clips) == batch
         found = {
-            place: part.piece.clips[part.first + index]
-            for part in scheduled.parts
+            place: piece.clips[part.first + index]
+            for piece in scheduled.pieces
+            for part in piece.parts
+            if part.batch is scheduled.batch
             for index, place in enumerate(part.places)
         }
         assert [found[place] for place in range(len(batch))] == batch
-        assert all(part.piece.is_closed and part.piece in announced for part in scheduled.parts)
+        assert all(piece.is_closed and piece in announced for piece in scheduled.pieces)
     assert schedule.next() is None
     assert Counter(entry.row for piece in announced for entry in piece.clips) == Counter(range(203))
     for piece in announced:
@@ -65,7 +67,7 @@ def test_a_lane_is_asked_for_its_pieces_in_its_own_order(seed: int) -> None:
     schedule = schedule_of(batches, announced)
     asked: list[Piece] = []
     while scheduled := schedule.next():
-        asked += [part.piece for part in scheduled.parts if part.piece not in asked]
+        asked += [piece for piece in scheduled.pieces if piece not in asked]
     for route, options in ROUTES.items():
         turns = [piece for piece in announced if piece.route == route]
         for lane in range(options.num_lanes):

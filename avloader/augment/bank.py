@@ -120,30 +120,28 @@ class SoundBank:
         columns: dict[str, torch.Tensor],
         num_samples: int,
         device: torch.device,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stretches of sounds in whole units, repeated where a sound is shorter; on a GPU.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where stretches of sounds are on a GPU.
 
         Args:
             host: ``sound``: which one; ``offset``: its sample that stands at ``start``; ``start``, ``stop``: where in
-                the result it stands, zeros around it. int64 [shape=(R,)] each.
-            columns: ``first``, ``length``, ``offset``, ``start``, ``stop`` on the device.
+                the clip it stands. int64 [shape=(R,)] each.
+            columns: ``first``, ``length``, ``offset``, ``start`` on the device.
             num_samples: N.
-            device: Where the result is.
+            device: Which one.
 
         Returns:
-            float32 [shape=(R, N)], and the sums of its squares, int64 [shape=(R,)].
+            Samples, int16 [shape=(M,)], and for each clip where in them its sound begins, how long that is (behind its
+            end comes its beginning again), and its sample that stands at ``start``, int64 [shape=(R,)] each.
         """
-        from avloader.augment import kernels
-
         resident = self._on(device)
-        first, length, offset = columns["first"], columns["length"], columns["offset"]
-        if resident is None:
-            pinned = torch.zeros(len(host["sound"]), num_samples, dtype=torch.int16, pin_memory=True)
-            self._fill(pinned.numpy(), host)
-            resident = pinned.to(device, non_blocking=True).view(-1)
-            first = torch.arange(len(pinned), device=device) * num_samples + columns["start"]
-            length, offset = torch.full_like(first, num_samples), torch.zeros_like(first)
-        return kernels.gather(resident, first, length, offset, columns["start"], columns["stop"], num_samples)
+        if resident is not None:
+            return resident, columns["first"], columns["length"], columns["offset"]
+        pinned = torch.zeros(len(host["sound"]), num_samples, dtype=torch.int16, pin_memory=True)
+        self._fill(pinned.numpy(), host)
+        streamed = pinned.to(device, non_blocking=True).view(-1)
+        first = torch.arange(len(pinned), device=device) * num_samples + columns["start"]
+        return streamed, first, torch.full_like(first, num_samples), torch.zeros_like(first)
 
     def places(self, sound: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
         """``first`` and ``length`` of sounds, for `spans`."""

@@ -8,6 +8,7 @@ their bits. Gains are not applied one by one but handed on to the next transform
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -507,13 +508,15 @@ class _Chain:
                 continue
             columns = transform.draw(words[name], clips)
             rows = np.flatnonzero(active)
+            is_all = len(rows) == len(active)
             parameters[name] = _reported(active, transform.reported(columns))
-            for key, shape in transform.measured(audio.shape[1]).items():  # whether or not any clip of these has it
-                dtype = torch.float32 if shape else torch.float64
-                parameters[name][key] = torch.zeros(len(audio), *shape, dtype=dtype, device=audio.device)
+            if not is_all or audio.device.type == "cpu":  # else it comes for all clips at once
+                for key, shape in transform.measured(audio.shape[1]).items():
+                    dtype = torch.float32 if shape else torch.float64
+                    parameters[name][key] = torch.zeros(len(audio), *shape, dtype=dtype, device=audio.device)
             if not len(rows):
                 continue
-            chosen = {key: column[rows] for key, column in columns.items()}
+            chosen = dict(columns) if is_all else {key: column[rows] for key, column in columns.items()}
             if transform.is_gain:
                 scale[rows] *= chosen["scale"]
                 continue
@@ -583,9 +586,14 @@ def activations(node: Node, keys: ClipKeys) -> Iterator[tuple[Leaf, str, Draw, n
 
 def _reported(active: npt.NDArray[np.bool_], columns: Columns) -> dict[str, torch.Tensor]:
     result = {"active": torch.from_numpy(active)}
+    is_all = active.all()
     for key, column in columns.items():
-        mask = active.reshape(-1, *[1] * (column.ndim - 1))
-        result[key] = torch.from_numpy(np.where(mask, column, 0).astype(column.dtype))
+        if is_all:
+            shown = column.copy()
+        else:
+            mask = active.reshape(-1, *[1] * (column.ndim - 1))
+            shown = np.where(mask, column, 0).astype(column.dtype)
+        result[key] = torch.from_numpy(shown)
     return result
 
 
@@ -607,41 +615,46 @@ def _run_group(
     out: torch.Tensor | None,
 ) -> torch.Tensor:
     """Clips [first, stop) through all steps; in `out`, or elsewhere."""
-    here = []
+    here: list[tuple[_Step, bool, Columns]] = []
+    flat = _ends(clips, slice(first, stop))
     for step in steps:
-        low, high = np.searchsorted(step.rows, (first, stop))
-        if low < high:
-            rows = step.rows[low:high]
-            columns = {key: column[low:high] for key, column in step.columns.items()}
-            own = {"start": clips.start[rows], "stop": clips.stop[rows]}
-            here.append((step, rows, columns | own))
-    flat: Columns = {}
-    for number, (_, rows, columns) in enumerate(here):
-        flat |= {f"{number} {key}": column for key, column in columns.items()}
-        flat[f"{number} start"] = columns["start"].astype(np.int32)
-        flat[f"{number} stop"] = columns["stop"].astype(np.int32)
-        if len(rows) < stop - first:
-            flat[f"{number} rows"] = rows - first
+        low, high = (
+            np.searchsorted(step.rows, (first, stop)) if stop - first < len(clips.start) else (0, len(step.rows))
+        )
+        if low == high:
+            continue
+        rows = step.rows[low:high]
+        columns = {key: column[low:high] for key, column in step.columns.items()}
+        flat |= {f"{len(here)} {key}": column for key, column in columns.items()}
+        columns |= {"start": clips.start[rows], "stop": clips.stop[rows]}
+        is_all = len(rows) == stop - first
+        if not is_all:
+            flat |= {f"{len(here)} {key}": column for key, column in _ends(clips, rows).items()}
+            flat[f"{len(here)} rows"] = rows - first
+        here.append((step, is_all, columns))
     shipped = ship(flat, audio.device)
     result, is_own = audio[first:stop], False
-    for number, (step, _, host) in enumerate(here):
-        there = {key: shipped[f"{number} {key}"] for key in host}
-        some = shipped.get(f"{number} rows")
+    for number, (step, is_all, host) in enumerate(here):
+        some = None if is_all else shipped[f"{number} rows"]
+        start, end = (shipped[key if is_all else f"{number} {key}"] for key in ("start", "stop"))
         work = Rows(
             audio=result if some is None else result[some],
             sample_rate=clips.sample_rate,
-            start=there.pop("start"),
-            stop=there.pop("stop"),
+            start=start,
+            stop=end,
             is_full=bool((host["start"] == 0).all() and (host["stop"] == clips.num_samples).all()),
-            columns=there,
+            columns={key: shipped[f"{number} {key}"] for key in step.columns},
             host=host,
-            out=out if number == len(here) - 1 and some is None else None,
+            out=out if number == len(here) - 1 and is_all else None,
         )
         changed = step.transform.apply(work)
         if some is not None:
             changed = (result if is_own else result.clone()).index_copy_(0, some, changed)
         result, is_own = changed, True
         for key, value in work.returned.items():
+            if key not in parameters[step.name]:
+                parameters[step.name][key] = value
+                continue
             place = parameters[step.name][key][first:stop]
             if some is None:
                 place.copy_(value)
@@ -650,26 +663,49 @@ def _run_group(
     return result
 
 
+def _ends(clips: Clips, rows: slice | npt.NDArray[np.int64]) -> Columns:
+    """Where some of the clips begin and end, as transforms want it."""
+    return {"start": clips.start[rows].astype(np.int32), "stop": clips.stop[rows].astype(np.int32)}
+
+
 def ship(columns: Columns, device: torch.device) -> dict[str, torch.Tensor]:
-    """Arrays on the device, in one copy that is not waited for."""
+    """Arrays on the device, in one copy that is not waited for, each from a multiple of 16 bytes on."""
     if device.type == "cpu":
         return {name: torch.from_numpy(np.ascontiguousarray(column)) for name, column in columns.items()}
-    places, size = {}, 0
+    names_of: dict[np.dtype[Any], list[str]] = {}
     for name, column in columns.items():
-        places[name] = size
-        size += -(-column.nbytes // _ALIGNMENT) * _ALIGNMENT
-    packed = torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True)
-    view = packed.numpy()
-    for name, column in columns.items():
-        place = places[name]
-        view[place : place + column.nbytes] = np.ascontiguousarray(column).view(np.uint8).reshape(-1)
+        names_of.setdefault(column.dtype, []).append(name)
+    size = sum(column.nbytes + _ALIGNMENT for column in columns.values())
+    packed = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    view, place = packed.numpy(), 0
+    blocks = []
+    for kind, names in names_of.items():  # few calls of NumPy and PyTorch, which take longer than the copy
+        # The arrays, and what is left open behind one ("").
+        unit, labels, flat = _ALIGNMENT // kind.itemsize, list[str](), list[npt.NDArray[Any]]()
+        for name in names:
+            column = columns[name].reshape(-1)
+            labels.append(name)
+            flat.append(column)
+            if column.size % unit:
+                labels.append("")
+                flat.append(np.zeros(-column.size % unit, kind))
+        sizes = [part.size for part in flat]
+        block = slice(place, place + sum(sizes) * kind.itemsize)
+        np.concatenate(flat, out=view[block].view(kind))
+        blocks.append((labels, block, _torch_type(kind), sizes))
+        place = block.stop
     there = packed.to(device, non_blocking=True)
     result = {}
-    for name, column in columns.items():
-        place = places[name]
-        kind = torch.from_numpy(np.empty(0, column.dtype)).dtype
-        result[name] = there[place : place + column.nbytes].view(kind).view(column.shape)
+    for labels, block, dtype, sizes in blocks:
+        for name, part in zip(labels, there[block].view(dtype).split_with_sizes(sizes), strict=True):
+            if name:
+                result[name] = part if columns[name].ndim == 1 else part.view(columns[name].shape)
     return result
+
+
+@functools.lru_cache
+def _torch_type(kind: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, kind)).dtype
 
 
 def _checked(

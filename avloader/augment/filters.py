@@ -8,6 +8,7 @@ band-stop = 1 - band-pass. So the sign is kept in every band.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,8 +36,9 @@ _HALVES = (
 _LEAST_FREQUENCY = _ZERO_CROSSINGS / _HALVES[-1]  # cycles a sample: 15.6 Hz at 16 kHz
 
 
-def _hertz_to_mel(hertz: npt.ArrayLike) -> _Floats:
-    return 2595.0 * np.log10(1.0 + np.asarray(hertz, np.float64) / 700.0)
+@functools.lru_cache
+def _hertz_to_mel(hertz: float) -> float:
+    return float(2595.0 * np.log10(1.0 + hertz / 700.0))
 
 
 def _mel_to_hertz(mel: _Floats) -> _Floats:
@@ -44,7 +46,7 @@ def _mel_to_hertz(mel: _Floats) -> _Floats:
 
 
 def _mel_uniform(draw: Draw, index: int, low: float, high: float) -> _Floats:
-    return _mel_to_hertz(draw.uniform(index, float(_hertz_to_mel(low)), float(_hertz_to_mel(high))))
+    return _mel_to_hertz(draw.uniform(index, _hertz_to_mel(low), _hertz_to_mel(high)))
 
 
 def filter_taps(frequency: _Floats, weight: _Floats, impulse: _Floats, middle: int) -> _Floats:
@@ -70,7 +72,7 @@ def filter_taps(frequency: _Floats, weight: _Floats, impulse: _Floats, middle: i
 
 def _half(frequency: _Floats) -> npt.NDArray[np.int32]:
     """Taps on each side of the middle."""
-    return np.maximum(np.floor(_ZERO_CROSSINGS / frequency), 1).astype(np.int32)
+    return np.maximum((_ZERO_CROSSINGS / frequency).astype(np.int32), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +81,15 @@ class _Filter(Transform):
 
     def _columns(self, clips: Clips, edges: _Floats, weight: tuple[float, float], impulse: float) -> Columns:
         """What `apply` needs, of band edges in Hz [shape=(B, 2)]."""
-        frequency = np.clip(edges / clips.sample_rate, _LEAST_FREQUENCY, 0.5)
+        frequency = np.minimum(np.maximum(edges / clips.sample_rate, _LEAST_FREQUENCY), 0.5)
         half = _half(frequency)
-        used = np.array(weight) != 0
+        used = half[:, 0] if weight[1] == 0 else half.max(axis=1)
         return {
             "frequency": frequency,
-            "weight": np.broadcast_to(np.array(weight), frequency.shape),
+            "weight": np.tile(weight, (len(edges), 1)),
             "half": half,
             "impulse": np.full(len(edges), impulse),
-            "reach": np.where(used, half, 0).max(axis=1).astype(np.int32),
+            "reach": used,
         }
 
     def reported(self, columns: Columns) -> Columns:
@@ -139,7 +141,7 @@ class _CutoffFilter(_Filter):
     def draw(self, draw: Draw, clips: Clips) -> Columns:
         """What is drawn for each clip."""
         cutoff = _mel_uniform(draw, 1, self.min_cutoff_freq, self.max_cutoff_freq)
-        edges = np.stack([cutoff, cutoff], axis=1)
+        edges = np.repeat(cutoff[:, None], 2, axis=1)
         return {"cutoff_freq": cutoff} | self._columns(clips, edges, (self._low_pass_weight, 0.0), self._impulse)
 
 

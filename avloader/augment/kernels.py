@@ -14,10 +14,11 @@ import triton.language as tl
 
 from avloader.augment.quantiles import normal_quantiles
 
-__all__ = ["add_noise", "convolve", "energy", "gather", "lowpass_taps", "white_noise"]
+__all__ = ["add_noise", "convolve", "energy", "lowpass_taps", "mix_span", "white_noise"]
 
 _TILE = 4096
 _WARPS = 8
+_CLIP_TILE, _CLIP_WARPS = 8192, 16  # where one program does a whole clip
 _FIR_ROWS, _FIR_COLUMNS, _FIR_STEP = 64, 64, 32
 _TAPS_BLOCK = 512
 
@@ -44,34 +45,95 @@ def _energy(x_ptr, peak_ptr, bits_ptr, sums_ptr, n, TILE: tl.constexpr):  # type
     tl.atomic_add(sums_ptr + clip, tl.sum(value * value))
 
 
+@triton.jit
+def _energy_of(sum_, peak, bits):  # type: ignore[no-untyped-def]
+    unit = ((1023 - 2 * _shift_of(peak, bits).to(tl.int64)) << 52).to(tl.float64, bitcast=True)
+    return sum_.to(tl.float64) * unit
+
+
+@triton.jit
+def _gain(x_sum, x_peak, bits, scale, noise_sum, noise_energy, ratio):  # type: ignore[no-untyped-def]
+    """The factor of noise at a ratio of energies; 0 where either is silent, or the sound is not finite."""
+    target = _energy_of(x_sum, x_peak, bits) * (scale.to(tl.float64) * scale.to(tl.float64))
+    return _gain_to(target, (x_sum > 0) & (x_peak < float("inf")), noise_sum, noise_energy, ratio)
+
+
+@triton.jit
+def _gain_to(target, is_wanted, noise_sum, noise_energy, ratio):  # type: ignore[no-untyped-def]
+    is_good = is_wanted & (noise_sum > 0)
+    return tl.where(is_good, ratio * tl.sqrt(target / tl.where(is_good, noise_energy, 1.0)), 0.0)
+
+
+@triton.jit
+def _span(base_ptr, t, start, stop, offset, length, wraps):  # type: ignore[no-untyped-def]
+    """Samples `t` of a clip that sound of a bank lies under, from `offset` on; 0 outside [start, stop)."""
+    inside = (t >= start) & (t < stop)
+    place = offset + tl.where(inside, t - start, 0)
+    if wraps:
+        place = place % length
+    return tl.load(base_ptr + place, mask=inside, other=0)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
-def _gather(  # type: ignore[no-untyped-def]
+def _mix_span(  # type: ignore[no-untyped-def]
+    x_ptr,
     bank_ptr,
     first_ptr,
     length_ptr,
     offset_ptr,
     start_ptr,
     stop_ptr,
-    out_ptr,
-    sums_ptr,
+    bits_ptr,
+    scale_ptr,
+    ratio_ptr,
+    energy_ptr,
+    step_ptr,
+    y_ptr,
+    noise_ptr,
+    gain_ptr,
     n,
+    IS_ABSOLUTE: tl.constexpr,  # noqa: N803
+    RETURN_NOISE: tl.constexpr,  # noqa: N803
     TILE: tl.constexpr,  # noqa: N803
 ):
+    """All of a clip in one program: its peak, both energies, the mix. Three launches less take longer than that."""
     clip = tl.program_id(0).to(tl.int64)
-    t = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    lane = tl.arange(0, TILE)
     start, stop = tl.load(start_ptr + clip), tl.load(stop_ptr + clip)
-    inside = (t >= start) & (t < stop)
-    place = (tl.load(offset_ptr + clip) + tl.where(inside, t - start, 0)) % tl.load(length_ptr + clip)
-    value = tl.load(bank_ptr + tl.load(first_ptr + clip) + place, mask=inside, other=0)
-    tl.store(out_ptr + clip * n + t, value.to(tl.float32), mask=t < n)
-    whole = value.to(tl.int64)
-    tl.atomic_add(sums_ptr + clip, tl.sum(whole * whole))
-
-
-@triton.jit
-def _energy_of(sum_, peak, bits):  # type: ignore[no-untyped-def]
-    unit = ((1023 - 2 * _shift_of(peak, bits).to(tl.int64)) << 52).to(tl.float64, bitcast=True)
-    return sum_.to(tl.float64) * unit
+    offset, length = tl.load(offset_ptr + clip), tl.load(length_ptr + clip)
+    wraps = offset + (stop - start) > length
+    bits, scale, ratio = tl.load(bits_ptr + clip), tl.load(scale_ptr + clip), tl.load(ratio_ptr + clip)
+    base_ptr, row_ptr = bank_ptr + tl.load(first_ptr + clip), x_ptr + clip * n
+    most = tl.zeros((TILE,), tl.int32)
+    if not IS_ABSOLUTE:
+        for begin in range(0, n, TILE):
+            x = tl.load(row_ptr + begin + lane, mask=begin + lane < n, other=0.0)
+            most = tl.maximum(most, x.to(tl.int32, bitcast=True) & 0x7FFFFFFF)  # so that NaN counts as the greatest
+    x_peak = tl.max(most).to(tl.float32, bitcast=True)
+    to_whole = _power_of_two(_shift_of(x_peak, bits))
+    x_sums, noise_sums = tl.zeros((TILE,), tl.int64), tl.zeros((TILE,), tl.int64)
+    for begin in range(0, n, TILE):
+        noise = _span(base_ptr, begin + lane, start, stop, offset, length, wraps).to(tl.int64)
+        noise_sums += noise * noise
+        if not IS_ABSOLUTE:
+            x = tl.load(row_ptr + begin + lane, mask=begin + lane < n, other=0.0)
+            value = tl.floor(x * to_whole + 0.5).to(tl.int32).to(tl.int64)
+            x_sums += value * value
+    noise_sum = tl.sum(noise_sums)
+    noise_energy = noise_sum.to(tl.float64)
+    if IS_ABSOLUTE:
+        gain = _gain_to(tl.load(energy_ptr + clip), noise_sum > 0, noise_sum, noise_energy, ratio)
+    else:
+        gain = _gain(tl.sum(x_sums), x_peak, bits, scale, noise_sum, noise_energy, ratio)
+    for begin in range(0, n, TILE):
+        t = begin + lane
+        noise = _span(base_ptr, t, start, stop, offset, length, wraps).to(tl.float32)
+        x = tl.load(row_ptr + t, mask=t < n, other=0.0)
+        scaled = gain.to(tl.float32) * noise
+        tl.store(y_ptr + clip * n + t, scale * x + scaled, mask=t < n)
+        if RETURN_NOISE:
+            tl.store(noise_ptr + clip * n + t, scaled, mask=t < n)
+    tl.store(gain_ptr + clip, gain / tl.load(step_ptr + clip))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -85,12 +147,9 @@ def _add_noise(  # type: ignore[no-untyped-def]
     bits_ptr,
     scale_ptr,
     ratio_ptr,
-    energy_ptr,
     y_ptr,
     gain_ptr,
     n,
-    IS_ABSOLUTE: tl.constexpr,  # noqa: N803
-    IS_WHOLE: tl.constexpr,  # noqa: N803
     RETURN_NOISE: tl.constexpr,  # noqa: N803
     TILE: tl.constexpr,  # noqa: N803
 ):
@@ -99,20 +158,10 @@ def _add_noise(  # type: ignore[no-untyped-def]
     t = tile * TILE + tl.arange(0, TILE)
     bits = tl.load(bits_ptr + clip)
     scale = tl.load(scale_ptr + clip)
+    x_sum, x_peak = tl.load(x_sum_ptr + clip), tl.load(x_peak_ptr + clip)
     noise_sum = tl.load(noise_sum_ptr + clip)
-    if IS_WHOLE:  # noqa: SIM108 - the kernel is compiled for one of the two
-        noise_energy = noise_sum.to(tl.float64)
-    else:
-        noise_energy = _energy_of(noise_sum, tl.load(noise_peak_ptr + clip), bits)
-    if IS_ABSOLUTE:
-        target = tl.load(energy_ptr + clip)
-        is_good = noise_sum > 0
-    else:
-        x_sum, peak = tl.load(x_sum_ptr + clip), tl.load(x_peak_ptr + clip)
-        target = _energy_of(x_sum, peak, bits) * (scale.to(tl.float64) * scale.to(tl.float64))
-        is_good = (noise_sum > 0) & (x_sum > 0) & (peak < float("inf"))
-    quotient = target / tl.where(is_good, noise_energy, 1.0)
-    gain = tl.where(is_good, tl.load(ratio_ptr + clip) * tl.sqrt(quotient), 0.0)
+    noise_energy = _energy_of(noise_sum, tl.load(noise_peak_ptr + clip), bits)
+    gain = _gain(x_sum, x_peak, bits, scale, noise_sum, noise_energy, tl.load(ratio_ptr + clip))
     x = tl.load(x_ptr + clip * n + t, mask=t < n, other=0.0)
     noise = tl.load(noise_ptr + clip * n + t, mask=t < n, other=0.0)
     scaled = gain.to(tl.float32) * noise
@@ -248,69 +297,106 @@ def energy(x: torch.Tensor, peak: torch.Tensor, bits: torch.Tensor) -> torch.Ten
     return sums
 
 
-def gather(
+def mix_span(
+    x: torch.Tensor,
     bank: torch.Tensor,
     first: torch.Tensor,
     length: torch.Tensor,
     offset: torch.Tensor,
     start: torch.Tensor,
     stop: torch.Tensor,
-    num_samples: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Spans of a bank as float32 [shape=(R, num_samples)], repeated where they are short, and their sums of squares."""
-    out = torch.empty(len(first), num_samples, dtype=torch.float32, device=bank.device)
-    sums = torch.zeros(len(first), dtype=torch.int64, device=bank.device)
-    _gather[_grid(out)](bank, first, length, offset, start, stop, out, sums, num_samples, TILE=_TILE, num_warps=_WARPS)
-    return out, sums
-
-
-def add_noise(
-    x: torch.Tensor,
-    x_energy: tuple[torch.Tensor, torch.Tensor] | None,
-    noise: torch.Tensor,
-    noise_sum: torch.Tensor,
-    noise_peak: torch.Tensor | None,
     *,
     bits: torch.Tensor,
     scale: torch.Tensor,
     ratio: torch.Tensor,
-    energy: torch.Tensor,
+    energy: torch.Tensor | None,
+    step: torch.Tensor,
+    return_noise: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``scale * x + gain * noise``, gain * noise (if it is wanted), and gain / step [shape=(R,)], float64.
+
+    Args:
+        x: Sound [shape=(R, N)].
+        bank: Samples of all noises, int16 [shape=(M,)].
+        first: Where each clip's noise begins in it, int64 [shape=(R,)].
+        length: Its length.
+        offset: Its sample that stands at `start`; behind its last one the first one follows.
+        start: Where noise is mixed in, int32 [shape=(R,)].
+        stop: And up to where.
+        bits: Of `energy.bits_for`, int32 [shape=(R,)].
+        scale: float32 [shape=(R,)].
+        ratio: Amplitude of the noise over that of the sound, float64 [shape=(R,)].
+        energy: Absolute energy, float64 [shape=(R,)]; None: that of the sound.
+        step: What one unit of the bank is, float64 [shape=(R,)].
+        return_noise: Whether the noise is wanted.
+    """
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    noise = torch.empty_like(x) if return_noise else y
+    gain = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    _mix_span[(len(x),)](
+        x,
+        bank,
+        first,
+        length,
+        offset,
+        start,
+        stop,
+        bits,
+        scale,
+        ratio,
+        ratio if energy is None else energy,
+        step,
+        y,
+        noise,
+        gain,
+        x.shape[1],
+        IS_ABSOLUTE=energy is not None,
+        RETURN_NOISE=return_noise,
+        TILE=_CLIP_TILE,
+        num_warps=_CLIP_WARPS,
+        enable_fp_fusion=False,
+    )
+    return y, noise, gain
+
+
+def add_noise(
+    x: torch.Tensor,
+    x_energy: tuple[torch.Tensor, torch.Tensor],
+    noise: torch.Tensor,
+    noise_energy: tuple[torch.Tensor, torch.Tensor],
+    *,
+    bits: torch.Tensor,
+    scale: torch.Tensor,
+    ratio: torch.Tensor,
     return_noise: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``scale * x + gain * noise`` and the gain [shape=(R,)], float64; with `return_noise` noise becomes gain * noise.
 
     Args:
         x: Sound [shape=(R, N)].
-        x_energy: Its sums and peaks, or None for noise of the absolute `energy`.
+        x_energy: Its sums and peaks.
         noise: Noise [shape=(R, N)].
-        noise_sum: Its sums.
-        noise_peak: Its peaks; None if the noise is of whole numbers, and the sums too.
+        noise_energy: Its sums and peaks.
         bits: Of `energy.bits_for`, int32 [shape=(R,)].
         scale: float32 [shape=(R,)].
         ratio: Amplitude of the noise over that of the sound, float64 [shape=(R,)].
-        energy: Absolute energy, float64 [shape=(R,)].
         return_noise: Whether to scale the noise too.
     """
     x = x.contiguous()
     y = torch.empty_like(x)
     gain = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    x_sum, x_peak = x_energy if x_energy is not None else (noise_sum, scale)
     _add_noise[_grid(x)](
         x,
-        x_sum,
-        x_peak,
+        *x_energy,
         noise,
-        noise_sum,
-        noise_peak if noise_peak is not None else scale,
+        *noise_energy,
         bits,
         scale,
         ratio,
-        energy,
         y,
         gain,
         x.shape[1],
-        IS_ABSOLUTE=x_energy is None,
-        IS_WHOLE=noise_peak is None,
         RETURN_NOISE=return_noise,
         TILE=_TILE,
         num_warps=_WARPS,

@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avloader import keyed
+from avloader.augment import loops
 from avloader.augment.quantiles import normal_quantiles
 
 __all__ = ["ClipKeys", "Draw", "draws", "name_tag", "white_noise"]
 
 _Words = npt.NDArray[np.uint64]
 
-_LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _AUGMENT = 1 << 31
 _NAME_BITS, _BLOCK_BITS = 23, 8
@@ -101,24 +100,22 @@ def draws(keys: ClipKeys, num_words: Mapping[str, int]) -> dict[str, Draw]:
         keys: The clips.
         num_words: How many words each name needs, at most 1024.
     """
-    fourth = []
-    for name, count in num_words.items():
-        tag = _AUGMENT | name_tag(name) << _BLOCK_BITS
-        fourth += [tag | block for block in range(-(-count // 4))]
-    clips = keys.clips.astype(np.uint64)
-    counter = (
-        clips & _LOW,
-        clips >> _HALF,
-        np.asarray(keys.epoch).astype(np.uint64),
-        np.array(fourth, np.uint64)[:, None],
-    )
-    words = np.stack(keyed.philox(counter, (int(keys.seed) & 0xFFFFFFFF, int(keys.seed) >> 32)), axis=1)
-    words = words.reshape(-1, len(clips))
+    fourth = _fourth_words(tuple(num_words.items()))
+    words = np.empty((4 * len(fourth), len(keys)), np.uint64)
+    epochs = np.asarray(keys.epoch).astype(np.uint64)
+    loops.draw_words(keys.clips.view(np.uint64), epochs, fourth, np.uint64(keys.seed), words)
     result, first = {}, 0
     for name, count in num_words.items():
         result[name] = Draw(words[first : first + count])
         first += 4 * -(-count // 4)
     return result
+
+
+@functools.lru_cache
+def _fourth_words(num_words: tuple[tuple[str, int], ...]) -> _Words:
+    """The fourth words of the counters, four random words each."""
+    tags = ((_AUGMENT | name_tag(name) << _BLOCK_BITS, count) for name, count in num_words)
+    return np.array([tag | block for tag, count in tags for block in range(-(-count // 4))], np.uint64)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -141,8 +138,6 @@ def white_noise(key: torch.Tensor, num_samples: int) -> torch.Tensor:
         from avloader.augment import kernels
 
         return kernels.white_noise(key, num_samples)
-    from avloader.augment import loops
-
     noise = np.empty((len(key), num_samples), np.float32)
     loops.white_noise(key.numpy().view(np.uint64), normal_quantiles(), noise)
     return torch.from_numpy(noise)

@@ -16,6 +16,7 @@ from avloader.compiled import compiled
 
 __all__ = [
     "clip",
+    "draw_words",
     "energies",
     "gain_transition",
     "mix",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 _Floats = npt.NDArray[np.float32]
+_Words = npt.NDArray[np.uint64]
 
 _RAMP = 64  # samples of a gain transition that share one exponential
 
@@ -299,22 +301,43 @@ def order_statistics(
 
 
 @compiled
-def white_noise(key: npt.NDArray[np.uint64], table: _Floats, out: _Floats) -> None:
+def _philox(
+    one: np.uint64, two: np.uint64, three: np.uint64, four: np.uint64, left_key: np.uint64, right_key: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    """`avloader.keyed.philox` for one counter."""
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for _ in range(10):
+        left, right = one * np.uint64(0xD2511F53), three * np.uint64(0xCD9E8D57)
+        one, two = (right >> half) ^ two ^ left_key, right & low
+        three, four = (left >> half) ^ four ^ right_key, left & low
+        left_key = (left_key + np.uint64(0x9E3779B9)) & low
+        right_key = (right_key + np.uint64(0xBB67AE85)) & low
+    return one, two, three, four
+
+
+@compiled
+def draw_words(clips: _Words, epochs: _Words, fourth: _Words, seed: np.uint64, out: _Words) -> None:
+    """Random words of counters (clip's low and high half, epoch, fourth[i]): rows 4 i to 4 i + 3 of `out`."""
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for column in range(clips.shape[0]):
+        for number in range(fourth.shape[0]):
+            words = _philox(
+                clips[column] & low, clips[column] >> half, epochs[column], fourth[number], seed & low, seed >> half
+            )
+            for place in range(4):
+                out[4 * number + place, column] = words[place]
+
+
+@compiled
+def white_noise(key: _Words, table: _Floats, out: _Floats) -> None:
     """Quantiles at the bits that Philox gives for counters (t // 8, 0, 0, 0) under each row's key."""
-    low = np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
+    low, half, zero = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(0)
     words = np.empty(4, np.uint64)
     for row in range(out.shape[0]):
         for block in range((out.shape[1] + 7) // 8):
-            one, two, three, four = np.uint64(block), np.uint64(0), np.uint64(0), np.uint64(0)
-            left_key, right_key = key[row] & low, key[row] >> half
-            for _ in range(10):
-                left, right = one * np.uint64(0xD2511F53), three * np.uint64(0xCD9E8D57)
-                one, two = (right >> half) ^ two ^ left_key, right & low
-                three, four = (left >> half) ^ four ^ right_key, left & low
-                left_key = (left_key + np.uint64(0x9E3779B9)) & low
-                right_key = (right_key + np.uint64(0xBB67AE85)) & low
-            words[0], words[1], words[2], words[3] = one, two, three, four
+            words[0], words[1], words[2], words[3] = _philox(
+                np.uint64(block), zero, zero, zero, key[row] & low, key[row] >> half
+            )
             for place in range(min(8, out.shape[1] - 8 * block)):
                 word = words[place // 2]
                 index = word >> np.uint64(16) if place % 2 else word & np.uint64(0xFFFF)

@@ -26,49 +26,6 @@ _DECIBELS_AN_OCTAVE = 20 * np.log10(2.0)  # of an amplitude proportional to freq
 _COLOR_FFT = 2048
 
 
-def _mixed(
-    rows: Rows, noise: torch.Tensor, noise_sum: torch.Tensor | None, *, return_noise: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``scale * x + gain * noise`` and the gain, from columns "scale", "ratio", "bits", and "energy" if it is absolute.
-
-    Args:
-        rows: The clips.
-        noise: The noise [shape=(R, N)]; may be changed.
-        noise_sum: The sums of its squares if it is of whole numbers.
-        return_noise: Whether `noise` has to become gain * noise.
-    """
-    columns = rows.columns
-    bits, scale, ratio = columns["bits"], columns["scale"], columns["ratio"]
-    is_absolute = "energy" in columns
-    of_sound = None if is_absolute else energy(rows.audio, bits)
-    noise_peak = None
-    if noise_sum is None:
-        of_noise = energy(noise, bits)
-        noise_sum, noise_peak = of_noise.sums, of_noise.peak
-    if noise.device.type == "cuda":
-        from avloader.augment import kernels
-
-        return kernels.add_noise(
-            rows.audio,
-            None if of_sound is None else (of_sound.sums, of_sound.peak),
-            noise,
-            noise_sum,
-            noise_peak,
-            bits=bits,
-            scale=scale,
-            ratio=ratio,
-            energy=columns["energy"] if is_absolute else ratio,
-            return_noise=return_noise,
-        )
-    from avloader.augment import loops
-
-    noise_energy = noise_sum.double() if noise_peak is None else Energy(noise_sum, noise_peak, bits).value()
-    gain = _gain(columns, of_sound, noise_energy)
-    result = rows.empty()
-    loops.mix(rows.audio.numpy(), scale.numpy(), noise.numpy(), gain.float().numpy(), result.numpy())
-    return result, gain
-
-
 def _gain(columns: dict[str, torch.Tensor], of_sound: Energy | None, noise_energy: torch.Tensor) -> torch.Tensor:
     """The factor of the noise, float64 [shape=(R,)]; on the CPU."""
     target = columns["energy"] if of_sound is None else of_sound.value() * columns["scale"].double().square()
@@ -121,10 +78,21 @@ class _FromBank(_Noise):
         """The mix and, with `return_noise`, the noise as it was mixed in; "gain" is returned."""
         if not rows.audio.is_cuda:
             return self._mix_in_place(rows, return_noise=return_noise)
-        columns = rows.columns | {"start": rows.start, "stop": rows.stop}
-        noise, noise_sum = self.sounds.spans(rows.host, columns, rows.audio.shape[1], rows.audio.device)
-        mixed, gain = _mixed(rows, noise, noise_sum, return_noise=return_noise)
-        rows.returned["gain"] = gain / rows.columns["step"]
+        from avloader.augment import kernels
+
+        columns = rows.columns
+        mixed, noise, rows.returned["gain"] = kernels.mix_span(
+            rows.audio,
+            *self.sounds.spans(rows.host, columns | {"start": rows.start}, rows.audio.shape[1], rows.audio.device),
+            rows.start,
+            rows.stop,
+            bits=columns["bits"],
+            scale=columns["scale"],
+            ratio=columns["ratio"],
+            energy=columns.get("energy"),
+            step=columns["step"],
+            return_noise=return_noise,
+        )
         return mixed, noise
 
     def _mix_in_place(self, rows: Rows, *, return_noise: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -307,10 +275,35 @@ class AddColorNoise(_Noise):
             whole.silence_outside(wide)
             noise = convolve(whole, rows.columns["taps"], half, reach)[:, half : half + num_samples].contiguous()
         noise = rows.silence_outside(noise)
-        mixed, rows.returned["gain"] = _mixed(rows, noise, None, return_noise=self.return_noise)
+        mixed, rows.returned["gain"] = self._mixed(rows, noise)
         if self.return_noise:
             rows.returned["noise"] = noise
         return mixed
+
+    def _mixed(self, rows: Rows, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``scale * x + gain * noise`` and the gain; `noise` becomes gain * noise if it is returned."""
+        columns = rows.columns
+        bits, scale, ratio = columns["bits"], columns["scale"], columns["ratio"]
+        of_sound, of_noise = energy(rows.audio, bits), energy(noise, bits)
+        if noise.is_cuda:
+            from avloader.augment import kernels
+
+            return kernels.add_noise(
+                rows.audio,
+                (of_sound.sums, of_sound.peak),
+                noise,
+                (of_noise.sums, of_noise.peak),
+                bits=bits,
+                scale=scale,
+                ratio=ratio,
+                return_noise=self.return_noise,
+            )
+        from avloader.augment import loops
+
+        gain = _gain(columns, of_sound, of_noise.value())
+        result = rows.empty()
+        loops.mix(rows.audio.numpy(), scale.numpy(), noise.numpy(), gain.float().numpy(), result.numpy())
+        return result, gain
 
 
 def _color_taps(decay: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

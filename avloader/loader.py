@@ -149,7 +149,7 @@ class AVLoader:
         cpu_share: With "auto", the part of the clips that NVDEC could decode which the CPU decodes, in [0, 1]; "auto":
             as many as make both end at the same time. Which ones is fixed by the plan; colours differ slightly.
         lanes: NVDEC's readers side by side, > 0; "auto": one more than the GPU has decoder engines.
-        memory_limit: Bytes of the GPU's memory for decoding, > 0; "auto": 6.5 GB, or half of what the GPU has.
+        memory_limit: Bytes of the GPU's memory for decoding, > 0; "auto": 6.2 GB, or half of what the GPU has.
         on_error: "raise": the first clip that cannot be read ends the epoch; "skip": it is left out and listed in
             `skipped`.
         num_workers: Processes that decode and read sound; None: one a core, but for four cores where NVDEC decodes too.

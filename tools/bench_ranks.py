@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file for the figures; those of other numbers of GPUs stay")
+    sizes = list(bench_gpu.CLIPS)
+    parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes, metavar="MEDIA", help="(default: all)")
     parser.add_argument("--media", type=Path, help="folder that keeps the media for the next run")
     arguments = parser.parse_args(argv)
     dist.init_process_group("gloo")
@@ -65,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as own:
-        for name, recipe in bench.recipes(60).items():
+        for name in arguments.sizes:
+            recipe = bench.recipes(60)[name]
             shared = [own]
             dist.broadcast_object_list(shared)
             folder = Path(shared[0], recipe.name)

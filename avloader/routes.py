@@ -122,4 +122,7 @@ def choose_routes(
             )
             piece_clips = max(min(piece_clips, int(fitting)), 1)
         routes[size] = RouteOptions(num_lanes=lanes[size], piece_clips=piece_clips)
+    if sizes:  # the CPU's clips wait in their batches for NVDEC's: the more at a time, the more batches are begun
+        largest = max(routes[size].piece_clips for size in sizes)
+        routes[None] = RouteOptions(1, min(max(largest, round(batch_size * cpu_fraction), 1), batch_size))
     return routes

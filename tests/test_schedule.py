@@ -159,6 +159,14 @@ def test_less_memory_means_fewer_clips_at_a_time(limit: float) -> None:
     assert route.piece_clips == 1 or 8 * route.piece_clips * clip_bytes < limit
 
 
+def test_the_cpu_takes_no_more_at_a_time_than_its_share_of_a_batch_where_the_others_take_few() -> None:
+    routes = options(cpu_fraction=Fraction(42, 100), memory_limit=4_000_000_000)
+    assert routes[1920, 1080].piece_clips == 1
+    assert routes[None].piece_clips == 7
+    assert options(cpu_fraction=Fraction(42, 100))[None].piece_clips == 16
+    assert options(clips_of_size={}, cpu_fraction=Fraction(1))[None].piece_clips == 16
+
+
 def test_lanes_go_to_the_sizes_by_their_work() -> None:
     routes = options(clips_of_size={(1920, 1080): 600, (640, 360): 600, (320, 240): 3})
     lanes = {route: each.num_lanes for route, each in routes.items()}

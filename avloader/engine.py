@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from avloader.gathering import Gathering
+from avloader.gathering import Gathering, Horizon
 from avloader.pipeline import ClipPipeline, GraphOptions, write_file_list
 from avloader.reading import ClipRead, ReadAhead, ReadPool, Route, SlotLayout
 from avloader.schedule import Piece, RouteOptions, Schedule
@@ -28,6 +28,7 @@ _LONGEST_CLIPS = 1024  # of later ones: making and ending them holds the others 
 _CPU_BATCHES = 64  # that a lane without NVDEC runs; nothing but the pipeline has to be made
 _PULLED_PER_BATCH = 2  # looked up bit by bit: some thousand clips at once would hold the training loop up
 _IN_FLIGHT = 2  # pieces that DALI holds of each lane
+_BEGUN_BATCHES = 2  # batches that may be begun besides those that one piece of every lane makes
 _SHARED_BYTES = 2 * 2**30  # how much decoded material may wait for the graph
 _SOUND_SLOTS = 1024  # at least so many clips' sound is read ahead where NVDEC decodes
 _RESCUE_WORKERS = 4  # most processes that decode what one reader failed at
@@ -94,6 +95,8 @@ class Engine:
         lanes = [options for route, options in routes.items() if route is not None for _ in range(options.num_lanes)]
         self._clips_ahead = max(len(lanes) * _LONGEST_CLIPS, _CPU_BATCHES * batch_size)
         self._first_clips = len(lanes) * _FIRST_CLIPS or self._clips_ahead
+        at_a_time = sum(options.num_lanes * options.piece_clips for options in routes.values())
+        self._num_begun = -(-at_a_time // batch_size) + _BEGUN_BATCHES
         # Twice what lanes hold of their pieces, and what waits for pieces of other lanes.
         sound_slots = sum(2 * (_IN_FLIGHT + 2) * options.piece_clips for options in lanes) + 16 * batch_size
         num_slots = batch_size * 8 * (_IN_FLIGHT + 1)
@@ -136,8 +139,9 @@ class Engine:
             batch_size=self._batch_size,
             announce=announce,
         )
+        horizon = Horizon(self._num_begun)
         tracks = {
-            (route, lane): self._track(schedule, route, lane, ahead)
+            (route, lane): self._track(schedule, route, lane, ahead, horizon)
             for route, options in self._routes.items()
             for lane in range(options.num_lanes)
         }
@@ -156,6 +160,7 @@ class Engine:
                 scheduled = schedule.next()
                 if scheduled is None:
                     return
+                horizon.move(scheduled.batch.number)
                 for piece in scheduled.pieces:
                     while not piece.is_settled:
                         taken, read = tracks[piece.route, piece.lane].take(stopped)
@@ -168,7 +173,7 @@ class Engine:
             for track in tracks.values():
                 track.close()
 
-    def _track(self, schedule: Schedule, route: Route, lane: int, ahead: ReadAhead) -> Track:
+    def _track(self, schedule: Schedule, route: Route, lane: int, ahead: ReadAhead, horizon: Horizon) -> Track:
         num_lanes = self._routes[route].num_lanes
         lengths = [_FIRST_CLIPS, _FIRST_CLIPS + (_LONGEST_CLIPS - _FIRST_CLIPS) * (lane + 1) // num_lanes]
         if route is None:
@@ -189,6 +194,7 @@ class Engine:
             ahead,
             make,
             make_rescue_pool=self._make_rescue_pool,
+            horizon=horizon,
             stream=self.stream,
             timeout=None if route is None else self._reader.timeout,
             report=self.fallbacks.append,

@@ -11,7 +11,9 @@ import torch
 from avloader.errors import AVLoaderError
 from avloader.reading import ClipRead
 
-__all__ = ["Gathering", "Part", "fill"]
+__all__ = ["Gathering", "Horizon", "Part", "fill"]
+
+_PATIENCE = 0.1  # seconds after which a lane that waits asks whether it was stopped
 
 
 class Gathering:
@@ -19,16 +21,17 @@ class Gathering:
 
     Args:
         clips: What was asked for.
+        number: Its place in the order of all batches.
 
     Attributes:
-        clips: The same.
+        clips, number: The same.
         tensors: The graph's outputs by name, one entry a clip, also for the clips that failed.
         valid: The range of samples that exist in the medium, one a clip.
         errors: What went wrong, by place in the batch.
     """
 
-    def __init__(self, clips: Sequence[ClipRead]) -> None:
-        self.clips = clips
+    def __init__(self, clips: Sequence[ClipRead], number: int) -> None:
+        self.clips, self.number = clips, number
         self.tensors: dict[str, torch.Tensor] = {}
         self.valid = [(0, 0)] * len(clips)
         self.errors: dict[int, AVLoaderError] = {}
@@ -42,6 +45,41 @@ class Gathering:
                     (len(self.clips), *output.shape[1:]), dtype=output.dtype, device=output.device
                 )
             return self.tensors[name]
+
+
+class Horizon:
+    """Up to which batch the lanes may put clips: a batch takes its whole memory as soon as its first clip comes.
+
+    Args:
+        num_batches: How many may be begun at a time, > 0.
+    """
+
+    def __init__(self, num_batches: int) -> None:
+        self._num_batches = num_batches
+        self._stop = num_batches
+        self._waiting: list[tuple[int, threading.Event]] = []
+        self._lock = threading.Lock()
+
+    def move(self, number: int) -> None:
+        """Let so many batches be begun, the first of them `number`, which is waited for next."""
+        with self._lock:
+            self._stop = number + self._num_batches
+            due = [event for awaited, event in self._waiting if awaited < self._stop]
+            self._waiting = [pair for pair in self._waiting if pair[0] >= self._stop]
+        for event in due:
+            event.set()
+
+    def wait(self, number: int, stopped: threading.Event) -> bool:
+        """Wait until batch `number` may be begun; False if `stopped` was set before."""
+        with self._lock:
+            if number < self._stop:
+                return True
+            event = threading.Event()
+            self._waiting.append((number, event))
+        while not event.wait(_PATIENCE):
+            if stopped.is_set():
+                return False
+        return True
 
 
 @dataclass(slots=True, eq=False)

@@ -16,7 +16,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from avloader.errors import AVLoaderError, SyncError
-from avloader.gathering import fill
+from avloader.gathering import Horizon, fill
 from avloader.pipeline import ClipPipeline
 from avloader.reading import ReadBatch
 from avloader.schedule import Piece
@@ -37,13 +37,20 @@ class Lane:
     Args:
         make: Makes the pipeline; called in the lane's thread.
         pieces: What it runs.
+        horizon: Which batches it may put clips into.
         stream: Where the outputs are copied, or None if they are not on a GPU. One for all lanes: PyTorch gives memory
             that was freed out again on the same stream only, and what one lane copies after another is the later.
     """
 
     def __init__(
-        self, make: Callable[[], ClipPipeline], pieces: Sequence[Piece], *, stream: torch.cuda.Stream | None
+        self,
+        make: Callable[[], ClipPipeline],
+        pieces: Sequence[Piece],
+        horizon: Horizon,
+        *,
+        stream: torch.cuda.Stream | None,
     ) -> None:
+        self._pieces, self._horizon = pieces, horizon
         self._ready: queue.Queue[ReadBatch | Exception] = queue.Queue(_READY)
         self._stopped = threading.Event()
         self._filling = threading.Lock()  # held while it may write into batches, which ends for ever if it hangs
@@ -51,7 +58,7 @@ class Lane:
         self._pipe: ClipPipeline | None = None
         self._waits_since: float | None = None  # when it began to wait for DALI, if it does
         self._hangs = False
-        self._thread = threading.Thread(target=self._work, args=(make, pieces), name="avloader-lane", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(make,), name="avloader-lane", daemon=True)
         self._thread.start()
 
     def take(self, stopped: threading.Event, timeout: float | None) -> ReadBatch:
@@ -96,18 +103,22 @@ class Lane:
             self._hangs = True
             _leave_alone(pipe)
 
-    def _work(self, make: Callable[[], ClipPipeline], pieces: Sequence[Piece]) -> None:
-        num_delivered = 0
+    def _work(self, make: Callable[[], ClipPipeline]) -> None:
+        num_come = 0  # pieces that came out of DALI
         try:
             self._pipe = pipe = make()
             own_stream = None if self._stream is None else torch.cuda.Stream(self._stream.device)
             pipe.schedule_run()
             # One batch is waited for even if nobody wants it any more: the reader needs its file list until then.
-            while pipe.has_batch and not (num_delivered and self._stopped.is_set()):
+            while pipe.has_batch and not (num_come and self._stopped.is_set()):
                 read, sound, drawn = pipe.oldest_batch, pipe.oldest_sound, pipe.oldest_draws
                 self._waits_since = time.monotonic()
                 outputs = pipe.share_outputs(own_stream)
                 self._waits_since = None
+                parts = self._pieces[num_come].parts
+                num_come += 1
+                if not self._horizon.wait(parts[0].batch.number, self._stopped):
+                    return
                 with torch.cuda.stream(own_stream):  # DALI may first have to gather a batch
                     views = _views(pipe.output_names, outputs)
                 with self._filling, torch.cuda.stream(self._stream):  # on the default one it would wait for the model
@@ -115,7 +126,7 @@ class Lane:
                         return
                     if own_stream is not None and self._stream is not None:
                         self._stream.wait_stream(own_stream)
-                    fill(pieces[num_delivered].parts, views | drawn)
+                    fill(parts, views | drawn)
                     # DALI's memory may be used again as soon as the last reference goes, whatever the GPU still has to
                     # do: for that both of these wait.
                     if sound is not None:
@@ -125,7 +136,6 @@ class Lane:
                 del views
                 pipe.release_outputs()
                 del outputs
-                num_delivered += 1
                 self._put(read)
                 if not self._stopped.is_set():
                     pipe.schedule_run()
@@ -136,13 +146,13 @@ class Lane:
             failure.__cause__ = error
             self._put(failure)
         finally:
-            self._end_pipe(has_failed=not num_delivered)
+            self._end_pipe(has_failed=not num_come)
 
     def _end_pipe(self, *, has_failed: bool) -> None:
         pipe, self._pipe = self._pipe, None
-        if pipe is None or self._hangs:
+        if pipe is None:
             return
-        if has_failed and pipe.uses_reader:
+        if self._hangs or (has_failed and pipe.uses_reader):
             _leave_alone(pipe)  # a reader that died while it opened its files would be waited for without end
         else:
             pipe.shut_down()

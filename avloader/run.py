@@ -18,7 +18,7 @@ from avloader.reading import ClipRead
 __all__ = ["Resources", "Run"]
 
 _BATCHES_READY = 2  # finished batches that wait for the training loop
-_BATCHES_KEPT = 1  # that were handed over, besides the newest
+_BATCHES_KEPT = 1  # of those that were handed over
 _BATCHES_LEAVING = 2  # that wait to be freed
 
 
@@ -88,8 +88,8 @@ class Run:
     def close(self) -> None:
         """Stop the thread and wait for it, and let whoever iterates come to an end; calling it twice is harmless."""
         self._stopped.set()
-        if threading.current_thread() in (self._thread, self._freeing):  # the garbage collector called from there
-            return
+        if threading.current_thread().name.startswith("avloader"):
+            return  # the garbage collector called from one of the loader's own threads, for which others would wait
         self._thread.join()
         self._freeing.join()
         self._kept.clear()

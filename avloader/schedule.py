@@ -121,7 +121,7 @@ class Schedule:
             for route in list(self._open):
                 self._close(route)
             return False
-        scheduled = Scheduled(Gathering(batch))
+        scheduled = Scheduled(Gathering(batch, self._num_pulled))
         for place, clip in enumerate(batch):
             self._join(scheduled, place, clip)
         for route, (piece, begun) in list(self._open.items()):

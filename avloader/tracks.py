@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from avloader.errors import DecodeError, SyncError
+from avloader.gathering import Horizon
 from avloader.lanes import Lane, LaneFailedError
 from avloader.pipeline import ClipPipeline
 from avloader.reading import ReadAhead, ReadBatch, ReadPool
@@ -40,6 +41,7 @@ class Track:
         ahead: Reads the pieces.
         make: Makes a pipeline over pieces; with a folder for its file list if NVDEC decodes.
         make_rescue_pool: Makes workers for what NVDEC's reader failed at.
+        horizon: Which batches may be begun.
         stream: Where clips are copied into their batches, or None if they are not on a GPU.
         timeout: Seconds without a piece after which NVDEC's reader counts as hanging; None if the CPU decodes.
         report: Told, as a sentence, what NVDEC's reader failed at.
@@ -52,11 +54,12 @@ class Track:
         make: MakePipeline,
         *,
         make_rescue_pool: Callable[[], ReadPool],
+        horizon: Horizon,
         stream: torch.cuda.Stream | None,
         timeout: float | None,
         report: Callable[[str], None],
     ) -> None:
-        self._next_pieces, self._ahead, self._make = next_pieces, ahead, make
+        self._next_pieces, self._ahead, self._make, self._horizon = next_pieces, ahead, make, horizon
         self._make_rescue_pool, self._stream, self._timeout = make_rescue_pool, stream, timeout
         self._report = report
         self._shifts: deque[_Shift] = deque()  # the one that runs, and the next
@@ -123,7 +126,10 @@ class Track:
     def _start(self, pieces: list[Piece]) -> _Shift:
         folder = None if pieces[0].route is None else tempfile.TemporaryDirectory(prefix="avloader-")
         path = None if folder is None else Path(folder.name)
-        return _Shift(pieces, Lane(lambda: self._make(pieces, self._ahead, path), pieces, stream=self._stream), folder)
+        return _Shift(pieces, self._lane(lambda: self._make(pieces, self._ahead, path), pieces), folder)
+
+    def _lane(self, make: Callable[[], ClipPipeline], pieces: Sequence[Piece]) -> Lane:
+        return Lane(make, pieces, self._horizon, stream=self._stream)
 
     def _rescue(self, shift: _Shift, failure: Exception) -> None:
         """Replace the lane by one that decodes on the CPU what is left of its pieces."""
@@ -139,7 +145,7 @@ class Track:
         ahead = pool.read()
         ahead.add([(piece.number, piece.clips) for piece in pieces], with_frames=True)
         shift.rescue = pool, ahead
-        shift.lane = Lane(lambda: self._make(pieces, ahead, None), pieces, stream=self._stream)
+        shift.lane = self._lane(lambda: self._make(pieces, ahead, None), pieces)
 
 
 class _Shift:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from avloader.augment import SoundBank, kernels, loops
-from avloader.augment.base import Rows
 from avloader.augment.convolve import convolve
 from avloader.augment.energy import Energy, bits_for, energy
 from avloader.augment.filters import _half, filter_taps
 from avloader.augment.keys import white_noise
+from avloader.augment.rows import Rows
 
 random = np.random.default_rng(1)
 N = 5003
@@ -34,9 +34,12 @@ def check_energy() -> None:
 
 
 def check_mix_span() -> None:
+    kernels._CLIP_TILE = 1024  # so that a clip has several
     first, length = (torch.from_numpy(places[name]) for name in ("first", "length"))
     samples, offset = torch.from_numpy(bank.samples), torch.from_numpy(host["offset"])
-    spans = (places["first"], places["length"], host["offset"], host["start"], host["stop"])
+    begin = np.array([0, 1030, 5, 4000])
+    start = torch.from_numpy(begin.astype(np.int32))
+    spans = (places["first"], places["length"], host["offset"], begin, host["stop"])
     sums = np.empty(4, np.int64)
     loops.span_energies(bank.samples, *spans, sums)
     scale, ratio = torch.tensor([1.0, 0.5, -2.0, 1.0]), torch.tensor([0.1, 1.0, 0.3, 0.0]).double()

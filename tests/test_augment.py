@@ -139,8 +139,23 @@ def test_bits_do_not_depend_on_the_batch(make: Callable[[], Node], device: str) 
             part, own = run(make(), audio[some], device, clips=clips[some], lengths=lengths[some], seed=3, epoch=2)
             assert torch.equal(part.view(torch.int32), whole[some].view(torch.int32))
             for name, columns in own.items():
+                assert columns.keys() == parameters[name].keys()
                 for key, column in columns.items():
-                    assert torch.equal(column, parameters[name][key][some]) if key in parameters[name] else True
+                    assert torch.equal(column, parameters[name][key][some])
+
+
+@on_every_device
+@every_transform
+def test_the_same_is_returned_of_any_batch(make: Callable[[], Node], device: str) -> None:
+    audio, lengths = sounds(8)
+    _, expected = run(make(), audio, device, lengths=lengths)  # one clip is empty, so that nothing is done to it
+    for some in (audio, audio[:1], audio[:0]):
+        _, parameters = run(make(), some, device)
+        for name, columns in parameters.items():
+            assert columns.keys() == expected[name].keys()
+            for key, column in columns.items():
+                assert column.shape == (len(some), *expected[name][key].shape[1:])
+                assert column.dtype == expected[name][key].dtype
 
 
 @on_every_device

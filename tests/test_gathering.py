@@ -8,12 +8,12 @@ from typing import cast
 import pytest
 import torch
 
-from avloader.gathering import Gathering, Part, fill
+from avloader.gathering import Gathering, Horizon, Part, fill
 from avloader.reading import ClipRead
 
 
 def batch_of(num_clips: int) -> Gathering:
-    return Gathering(cast("list[ClipRead]", [None] * num_clips))  # a batch looks at nothing but their number
+    return Gathering(cast("list[ClipRead]", [None] * num_clips), 0)  # a batch looks at nothing but their number
 
 
 def outputs_of(num_clips: int) -> dict[str, torch.Tensor]:
@@ -67,3 +67,31 @@ def test_lanes_may_fill_a_batch_at_the_same_time() -> None:
         for thread in threads:
             thread.join()
         assert all(torch.equal(batch.tensors[name], tensor) for name, tensor in whole.items())
+
+
+def test_lanes_begin_no_batch_before_its_time() -> None:
+    horizon, stopped = Horizon(3), threading.Event()
+    assert all(horizon.wait(number, stopped) for number in range(3))
+    waiting = {number: threading.Event() for number in (3, 4, 7)}
+
+    def work(number: int) -> None:
+        assert horizon.wait(number, stopped)
+        waiting[number].set()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in waiting]
+    for thread in threads:
+        thread.start()
+    assert not any(event.wait(0.05) for event in waiting.values())
+    horizon.move(1)
+    assert waiting[3].wait(10)
+    assert not any(waiting[number].wait(0.05) for number in (4, 7))
+    horizon.move(5)
+    assert all(event.wait(10) for event in waiting.values())
+    for thread in threads:
+        thread.join()
+
+
+def test_a_lane_that_is_stopped_waits_no_longer() -> None:
+    horizon, stopped = Horizon(1), threading.Event()
+    threading.Timer(0.05, stopped.set).start()
+    assert not horizon.wait(1, stopped)

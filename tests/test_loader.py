@@ -924,6 +924,25 @@ def leave_by_exception(manifest: Manifest) -> None:
         train()
 
 
+def leave_by_the_pools_own_thread(manifest: Manifest) -> None:
+    """The garbage collector may close a loader in any thread, also in one that others wait for."""
+    loader, closed = loader_of(manifest), threading.Event()
+    next(iter(loader))
+
+    class Close:
+        def begin(self) -> None:
+            loader.close()
+            closed.set()
+
+        def end(self, result: Any, error: BaseException | None) -> None:
+            raise AssertionError("nothing was begun")
+
+    engine = loader._resources.engine
+    assert engine is not None
+    engine._pool._pool.run([Close()])
+    assert closed.wait(20)
+
+
 def leave_after_the_end(manifest: Manifest) -> None:
     for _ in loader_of(manifest, clips="first"):
         pass
@@ -946,6 +965,7 @@ def leave_in_a_cycle(manifest: Manifest) -> None:
 
 
 LEAVES = [
+    leave_by_the_pools_own_thread,
     leave_by_close,
     leave_by_with_and_break,
     leave_by_exception,

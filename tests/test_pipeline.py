@@ -34,7 +34,7 @@ from avloader import (
     SyncError,
     build_manifest,
 )
-from avloader.gathering import Gathering, Part
+from avloader.gathering import Gathering, Horizon, Part
 from avloader.lanes import Lane, LaneFailedError
 from avloader.reading import ClipRead
 from avloader.schedule import Piece
@@ -297,8 +297,8 @@ def test_sound_that_was_overwritten_on_its_way_is_a_sync_error(manifest: Manifes
     options = {"batch_size": 4, "num_frames": NUM_FRAMES, "size": SIZE, "device": "cpu"}
     clips = cast("list[ClipRead]", [None] * 4)
     with contextlib.closing(Overwritten(*tables(manifest), **options)) as pipe:
-        piece = Piece(0, None, parts=[Part(Gathering(clips), 0, [0, 1, 2, 3])])
-        lane = Lane(lambda: pipe, [piece], stream=None)
+        piece = Piece(0, None, parts=[Part(Gathering(clips, 0), 0, [0, 1, 2, 3])])
+        lane = Lane(lambda: pipe, [piece], Horizon(1), stream=None)
         with pytest.raises(SyncError, match="overwritten") as caught:
             lane.take(threading.Event(), 60)
         lane.close()
@@ -314,11 +314,12 @@ def test_a_lane_that_was_given_up_writes_into_no_batch_any_more(manifest: Manife
             goes_on.wait(60)
             return super().share_outputs(cuda_stream)
 
-    batch = Gathering(cast("list[ClipRead]", [None] * 4))
+    batch = Gathering(cast("list[ClipRead]", [None] * 4), 0)
     with contextlib.closing(
         Hanging(*tables(manifest), batch_size=4, num_frames=NUM_FRAMES, size=SIZE, device="cpu")
     ) as pipe:
-        lane = Lane(lambda: pipe, [Piece(0, None, parts=[Part(batch, 0, [0, 1, 2, 3])])], stream=None)
+        piece = Piece(0, None, parts=[Part(batch, 0, [0, 1, 2, 3])])
+        lane = Lane(lambda: pipe, [piece], Horizon(1), stream=None)
         with pytest.raises(LaneFailedError, match="no batch came"):
             lane.take(threading.Event(), 0.5)
         goes_on.set()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from avloader.augment.base import Rows
+from avloader.augment.rows import Rows
 
 __all__ = ["convolve"]
 

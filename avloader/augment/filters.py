@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avloader.augment.base import Clips, Columns, Rows, Transform
+from avloader.augment.base import Transform
 from avloader.augment.checks import check_range
 from avloader.augment.convolve import convolve
 from avloader.augment.keys import Draw
+from avloader.augment.rows import Clips, Columns, Rows
 
 __all__ = ["BandPassFilter", "BandStopFilter", "HighPassFilter", "LowPassFilter", "filter_taps"]
 

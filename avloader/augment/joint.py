@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avloader.augment.base import Clips, Columns, Pictures, PictureTransform, ReadingTransform, Rows, Transform
+from avloader.augment.base import PictureTransform, ReadingTransform, Transform
 from avloader.augment.checks import check_integer, check_number, check_range
 from avloader.augment.keys import Draw
 from avloader.augment.picture import fill_frames, mask_of_frames
+from avloader.augment.rows import Clips, Columns, Pictures, Rows
 
 __all__ = ["AVTimeMask", "JointSpeed", "Reverse", "Shift"]
 

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avloader.augment.base import Clips, Columns, Rows, Transform, scaled
+from avloader.augment.base import Transform
 from avloader.augment.checks import check_choice, check_integer, check_number, check_range
 from avloader.augment.energy import bits_for, energy, peaks
 from avloader.augment.keys import Draw
+from avloader.augment.rows import Clips, Columns, Rows, scaled
 
 __all__ = [
     "BitCrush",

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avloader.augment.base import Clips, Columns, FeatureTransform, Rows, Transform, augment_features
+from avloader.augment.base import FeatureTransform, Transform, augment_features
 from avloader.augment.checks import check_choice, check_integer, check_number, check_range
 from avloader.augment.keys import ClipKeys, Draw
+from avloader.augment.rows import Clips, Columns, Rows
 
 __all__ = ["SpecAugment", "TimeMask"]
 

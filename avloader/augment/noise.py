@@ -14,11 +14,12 @@ import numpy.typing as npt
 import torch
 
 from avloader.augment.bank import SoundBank
-from avloader.augment.base import Clips, Columns, Rows, Transform
+from avloader.augment.base import Transform
 from avloader.augment.checks import check_choice, check_range
 from avloader.augment.convolve import convolve
 from avloader.augment.energy import Energy, bits_for, energy
 from avloader.augment.keys import Draw, white_noise
+from avloader.augment.rows import Clips, Columns, Rows
 
 __all__ = ["AddBackgroundNoise", "AddColorNoise", "Mix"]
 

@@ -11,9 +11,10 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 import torch
 
-from avloader.augment.base import Columns, Pictures, PictureTransform
+from avloader.augment.base import PictureTransform
 from avloader.augment.checks import check_integer, check_number, check_range
 from avloader.augment.keys import Draw
+from avloader.augment.rows import Columns, Pictures
 
 __all__ = ["ColorJitter", "GaussianBlur", "Grayscale", "HorizontalFlip", "PictureMask", "RandomCrop", "RandomErasing"]
 

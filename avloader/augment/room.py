@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 
 from avloader.augment.bank import ImpulseResponseBank
-from avloader.augment.base import Clips, Columns, Rows, Transform
+from avloader.augment.base import Transform
 from avloader.augment.checks import check_choice
 from avloader.augment.convolve import convolve
 from avloader.augment.energy import bits_for, energy
 from avloader.augment.keys import Draw
+from avloader.augment.rows import Clips, Columns, Rows
 
 __all__ = ["ApplyImpulseResponse"]
 

@@ -21,7 +21,7 @@ _GOLDEN = 11400714819323198485  # 2**64 / golden ratio: multiples of it, modulo 
 _FRAME_NS, _MEGAPIXEL_NS = 0.15, 0.65  # milliseconds that an H200's engine takes for a frame, and for each megapixel
 _READER_CLIPS = 2.5  # clips that a reader holds besides those that it delivers at a time
 _READER_FACTOR = 1.2  # DALI's pool gives out more than is asked for
-_OUTPUTS_PER_LANE = 4  # of a piece: twice in DALI, and in batches that are begun or wait
+_OUTPUTS_PER_LANE = 3  # of a piece: twice in DALI, once in the batches that are begun
 _LANES_TWICE = 2  # lanes whose successor has begun
 _LANE_BYTES = 60 * 2**20  # of a decoder
 

@@ -10,6 +10,7 @@ import gc
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -33,6 +34,9 @@ from truth import linear_frames, linear_rgb, linear_window, read_number, snr_db
 
 from avloader import AVLoader, DecodeError, Manifest, ManifestError, MelSpectrogram, Spectrogram, build_manifest
 from avloader.batch import AVBatch
+from avloader.gathering import Horizon, Part, fill
+from avloader.reading import Route
+from avloader.schedule import RouteOptions
 
 NUM_FRAMES, STRIDE = 8, 2
 SIZE = (36, 64)
@@ -174,6 +178,43 @@ def test_neither_workers_nor_batch_size_change_the_clips(
         assert len(batches) == len(loader) == -(-len(reference) // batch_size)
     assert {len(batch) for batch in batches[:-1]} <= {batch_size}
     check_same(clips_of(batches), reference, device)
+
+
+@pytest.mark.parametrize(
+    ("num_lanes", "piece_clips", "batch_size"), [(1, 4, 7), (3, 4, 7), (8, 1, 7), (5, 3, 4), (2, 7, 7), (3, 5, 32)]
+)
+def test_lanes_that_share_batches_change_nothing_and_begin_few_at_a_time(
+    manifest: Manifest,
+    reference: list[Seen],
+    monkeypatch: pytest.MonkeyPatch,
+    num_lanes: int,
+    piece_clips: int,
+    batch_size: int,
+) -> None:
+    """As NVDEC's lanes work on a GPU: a batch comes in pieces, from several threads, ahead of its time."""
+    awaited, ahead = [0], list[int]()
+    move = Horizon.move
+
+    def moved(self: Horizon, number: int) -> None:
+        awaited[0] = number
+        move(self, number)
+
+    def filled(parts: Sequence[Part], outputs: dict[str, torch.Tensor]) -> None:
+        ahead.append(parts[0].batch.number - awaited[0])
+        fill(parts, outputs)
+
+    monkeypatch.setattr(Horizon, "move", moved)
+    monkeypatch.setattr("avloader.lanes.fill", filled)
+    with loader_of(manifest, batch_size=batch_size) as loader:
+        routes: dict[Route, RouteOptions] = {None: RouteOptions(num_lanes, piece_clips)}
+        loader._decoding = dataclasses.replace(loader._decoding, routes=routes)
+        for _ in range(2):
+            batches = []
+            for batch in loader:
+                time.sleep(0.01)  # so that lanes get ahead as far as they may
+                batches.append(batch)
+            check_same(clips_of(batches), reference)
+    assert max(ahead) < math.ceil(num_lanes * piece_clips / batch_size) + 2
 
 
 @on_both

@@ -29,7 +29,10 @@ _PREROLL_PACKETS = {"opus": 48, "mp3": 24, "mp2": 4, "aac": 8, "vorbis": 4, "fla
 _OTHER_PREROLL_PACKETS = 16
 _USUAL_FRAME = 1024
 
-_MONO_TYPES = {"flt": ("f4", 1.0), "fltp": ("f4", 1.0), "s16": ("i2", 2.0**-15), "s16p": ("i2", 2.0**-15)}
+_FLOAT32, _SHORT = np.dtype(np.float32), np.float32(2.0**-15)
+_MONO_TYPES = {
+    name: np.dtype(kind) for kind, names in (("f4", ("flt", "fltp")), ("i2", ("s16", "s16p"))) for name in names
+}
 
 _TAINTED_FRAMES = 2  # frames after a lost packet that overlap with it
 
@@ -56,6 +59,7 @@ class AudioReader:
         # The same in integers, since every frame is placed.
         self._tick = self._samples_per_tick.numerator, self._samples_per_tick.denominator
         self._slack = int(self._tolerance * self._tick[1])
+        self._is_stamped_late = info.codec == "vorbis" and self._samples_per_tick == 1
         packets = 0 if info.codec.startswith("pcm_") else _PREROLL_PACKETS.get(info.codec, _OTHER_PREROLL_PACKETS)
         self._preroll = packets * (info.frame_size or _USUAL_FRAME)
         # Packets of varying length do not tell where in the last one the sound ends; the decoder does.
@@ -292,14 +296,17 @@ class AudioReader:
 
     def _write(self, block: _Block, start: int, written: int, last: int, out: npt.NDArray[np.float32]) -> int:
         """Write the part of a block that lies in the window; returns up to where the window is complete."""
-        begin, end = max(block.start, start, 0), min(block.stop, last)
-        if block.start > written:
-            self._check_absent(written, min(block.start, last))
+        first, stop, mono, is_damaged = block  # hundreds a window: no calls where comparisons do
+        if first > written:
+            self._check_absent(written, min(first, last))
+        begin = first if first > start else start
+        begin = begin if begin > 0 else 0
+        end = stop if stop < last else last
         if begin < end:
-            if block.is_damaged:
+            if is_damaged:
                 raise _ReadError(f"the sound is damaged at {self._time(begin)}")
-            out[begin - start : end - start] = block.mono[begin - block.start : end - block.start]
-        return max(written, min(block.stop, last))
+            out[begin - start : end - start] = mono[begin - first : end - first]
+        return end if end > written else written
 
     def _check_absent(self, begin: int, end: int) -> None:
         """Check that no sound is due in [begin, end), but for rounding."""
@@ -316,10 +323,11 @@ class AudioReader:
         if frame is None:
             return None
         start = self._place(frame)
-        block = _Block(start, _mono(frame), frame.is_corrupt or self._num_tainted > 0)
-        self._num_tainted = max(0, self._num_tainted - 1)
-        self._next_position = block.stop
-        return block
+        stop = self._next_position = start + frame.samples
+        is_damaged = frame.is_corrupt or self._num_tainted > 0
+        if self._num_tainted:
+            self._num_tainted -= 1
+        return _Block(start, stop, _mono(frame), is_damaged)
 
     def _place(self, frame: av.AudioFrame) -> int:
         """Position of the first sample of a frame.
@@ -332,7 +340,7 @@ class AudioReader:
                 raise _ReadError("its sound has no times")
             return expected
         pts = frame.pts
-        if self._info.codec == "vorbis" and self._samples_per_tick == 1 and frame.duration:
+        if self._is_stamped_late and frame.duration:
             # In Ogg FFmpeg stamps packets where the size of blocks changes too late, but their ends are right.
             pts += frame.duration - frame.samples
         estimate = (pts - self._info.start_pts) * self._tick[0]
@@ -382,16 +390,12 @@ class _Start(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Mono samples from position `start` on."""
+    """Mono samples [start, stop)."""
 
     start: int
+    stop: int
     mono: npt.NDArray[np.float32]
     is_damaged: bool
-
-    @property
-    def stop(self) -> int:
-        """Position after the last sample."""
-        return self.start + len(self.mono)
 
 
 class _ReadError(Exception):
@@ -402,9 +406,8 @@ def _mono(frame: av.AudioFrame) -> npt.NDArray[np.float32]:
     """Mean of the channels, float32 [shape=(num_samples,)], full scale 1."""
     kind = _MONO_TYPES.get(frame.format.name)
     if kind is not None and frame.layout.nb_channels == 1:  # a third of the time
-        own = np.frombuffer(memoryview(frame.planes[0]), kind[0], frame.samples)
-        only: npt.NDArray[np.float32] = (own * np.float32(kind[1])).astype(np.float32, copy=False)
-        return only
+        own = np.frombuffer(memoryview(frame.planes[0]), kind, frame.samples)
+        return own if kind == _FLOAT32 else own * _SHORT  # a view keeps the frame's memory
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T

@@ -12,6 +12,7 @@ import pytest
 import scipy.signal
 import torch
 
+from avloader import keyed
 from avloader.augment import (
     AddBackgroundNoise,
     AddColorNoise,
@@ -40,7 +41,7 @@ from avloader.augment import (
     TimeMask,
 )
 from avloader.augment.base import augment_features
-from avloader.augment.keys import white_noise
+from avloader.augment.keys import draws, name_tag, white_noise
 from avloader.augment.quantiles import normal_quantiles
 
 RATE = 16000
@@ -123,6 +124,22 @@ def run(
     return result.audio.cpu(), {
         name: {key: value.cpu() for key, value in columns.items()} for name, columns in result.parameters.items()
     }
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 + 7, 2**64 - 1])
+def test_draws_are_philox_of_clip_epoch_and_name(seed: int) -> None:
+    """As `keyed.philox` gives them, whose answers are the published ones."""
+    clips, epochs = np.array([0, 5, 2**33 + 1, 2**63 - 1]), np.array([0, 3, 2**32 - 1, 1])
+    counts = {"Gain": 3, "of eleven words": 11}
+    got = draws(ClipKeys(clips, seed=seed, epoch=epochs), counts)
+    wide, whole = clips.astype(np.uint64), epochs.astype(np.uint64)
+    low, high = wide & np.uint64(0xFFFFFFFF), wide >> np.uint64(32)
+    for name, count in counts.items():
+        for block in range(-(-count // 4)):
+            fourth = np.full(4, 1 << 31 | name_tag(name) << 8 | block, np.uint64)
+            words = keyed.philox((low, high, whole, fourth), (seed & 0xFFFFFFFF, seed >> 32))
+            assert np.array_equal(got[name].words[4 * block : 4 * block + 4], np.stack(words)[: count - 4 * block])
+        assert len(got[name].words) == count
 
 
 @on_every_device
